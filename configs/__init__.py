@@ -1,0 +1,1 @@
+"""Experiments as data: one file per experiment, all keys in `common`."""

@@ -1,0 +1,325 @@
+"""What a config may hold: its keys, their types, values and combinations.
+
+Whatever is wrong is refused with a sentence that names key and value and one
+that says what to do. `schema` is always the module `configs.common`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any, NoReturn
+
+import ml_collections
+
+from effformer import errors
+
+FLAG = '--config.'
+_LAYER = re.compile(r'model\.layers\.(0|[1-9]\d*)\.(\w+)')
+# Facts of a layer beside the settings of its mixer, with a value of the type.
+_LAYER_FACTS = {
+  'mixer': '',
+  'num_heads': 1,
+  'mlp_width': 1,
+  'activation': '',
+  'share': '',
+}
+_TYPES = {
+  bool: 'true or false',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'text',
+  tuple: 'values with commas between them',
+}
+
+
+def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
+  """Refuses a config that no run can obey; needs no device and no data.
+
+  Raises:
+    ConfigError: the first thing that is wrong.
+  """
+  _check_keys(config, schema)
+  for key, value in leaves(config):
+    _check_value(key, value, schema)
+  _check_layers(config, schema)
+  model, train = config.model, config.train
+  if model.position == 'sinusoidal' and model.width % 2:
+    refuse(
+      f'model.width={model.width} is odd, but model.position=sinusoidal '
+      'needs an even one',
+      f'use for example {FLAG}model.width={model.width + 1}',
+    )
+  if train.warmup_steps > train.num_steps:
+    refuse(
+      f'train.warmup_steps={train.warmup_steps} is more than '
+      f'train.num_steps={train.num_steps}',
+      f'add {FLAG}train.warmup_steps={train.num_steps // 10}',
+    )
+  if config.mesh.data == config.mesh.fsdp == -1:
+    refuse(
+      'mesh.data=-1 and mesh.fsdp=-1 both ask for all devices that are left',
+      'give one of them a number',
+    )
+  _check_split(config, 'train.batch_size', 'train.accumulate_steps')
+  for axis in ('mesh.data', 'mesh.fsdp'):
+    _check_split(config, 'train.batch_size', axis)
+    _check_split(config, 'train.eval_batch_size', axis)
+
+
+def leaves(
+  config: ml_collections.ConfigDict, prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """(key, value) of every key that holds a value, sorted by key."""
+  for name in sorted(config.keys()):
+    value = config[name]
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from leaves(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}', value
+
+
+def default_of(key: str, mechanism: str, schema: ModuleType) -> Any:
+  """A value of the type of `key` in a config of `mechanism`.
+
+  Raises:
+    ConfigError: there is no such key.
+  """
+  plain = dict(leaves(schema.base(schema.Choice(mechanism))))
+  if key in plain:
+    return plain[key]
+  settings = {k: v for row in schema.MIXERS.values() for k, v in row.items()}
+  facts = {**_LAYER_FACTS, **settings}
+  layer = _LAYER.fullmatch(key)
+  if layer and layer[2] in facts:
+    return facts[layer[2]]
+  section, _, name = key.rpartition('.')
+  if section == 'mixer' and name in settings:
+    owners = [m for m, row in schema.MIXERS.items() if name in row]
+    refuse(
+      f'mixer.{name} is a setting of {" and ".join(owners)}, but the '
+      f'mechanism is {mechanism}',
+      f'choose it in the argument, --config=FILE.py:{owners[0]}',
+    )
+  if key == 'model.layers' or any(k.startswith(f'{key}.') for k in plain):
+    refuse(f'{key} is a section of keys', f'set one key, {FLAG}{key}.KEY=VALUE')
+  known = {*plain, *_layer_keys(key, facts)}
+  names = sorted(
+    k.rpartition('.')[2] for k in known if k.rpartition('.')[0] == section
+  )
+  if not names or not section:
+    section, names = '', sorted({k.partition('.')[0] for k in plain})
+  guess = closest(key, known)
+  refuse(
+    f'unknown key {key!r}',
+    (f'did you mean {guess!r}? ' if guess else '')
+    + f'Known in {section or "a config"}: {", ".join(names)}',
+  )
+
+
+def _layer_keys(key: str, facts: Iterable[str]) -> list[str]:
+  """The keys of the layer that a key like model.layers.0.XYZ is about."""
+  index = re.search(r'\.(\d+)\.', key)
+  return [f'model.layers.{index[1]}.{f}' for f in facts] if index else []
+
+
+def read_value(key: str, value: Any, default: Any) -> Any:
+  """`value` in the type of `default`; text, as from a flag, is parsed.
+
+  Raises:
+    ConfigError: it is of another type.
+  """
+  kind = type(default)
+  try:
+    if isinstance(value, str):
+      return _parse(value, default)
+    if type(value) is int and kind is float:
+      return float(value)
+    if type(value) is not kind:
+      raise ValueError
+  except ValueError:
+    example = str(default).lower() if kind is bool else default
+    refuse(
+      f'{key}={value} is not {_TYPES[kind]}',
+      f'write it like {FLAG}{key}={example}',
+    )
+  return value
+
+
+def _parse(text: str, default: Any) -> Any:
+  kind = type(default)
+  if kind is bool:
+    if text.lower() not in ('true', 'false'):
+      raise ValueError
+    return text.lower() == 'true'
+  if kind is tuple:
+    return tuple(_parse(item.strip(), default[0]) for item in text.split(','))
+  return kind(text)
+
+
+def refuse(what: str, remedy: str) -> NoReturn:
+  """Raises the ConfigError of these two sentences, given without full stop."""
+  raise errors.ConfigError(f'{what}.\n{remedy[0].upper()}{remedy[1:]}.')
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+  """The remedy for a misspelt word: the likely one, and all there are."""
+  known = list(known)
+  guess = closest(word, known)
+  start = f'did you mean {guess!r}? ' if guess else ''
+  return f'{start}Known: {", ".join(known)}'
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+  """The known word that a wrong one most likely stands for, if any.
+
+  At most two letters are wrong, or the known word ends in the given one.
+  """
+  known = sorted(known)
+  distances = {k: _distance(word.lower(), k.lower()) for k in known}
+  best = min(known, key=distances.get, default='')
+  if distances.get(best, 3) <= min(2, len(best) - 1):
+    return best
+  ends = [k for k in known if len(word) > 2 and k.endswith(word)]
+  return ends[0] if len(ends) == 1 else None
+
+
+def _distance(word: str, other: str) -> int:
+  """Levenshtein distance: letters inserted, deleted or replaced."""
+  row = list(range(len(other) + 1))
+  for i, letter in enumerate(word, 1):
+    previous, row = row, [i]
+    for j, other_letter in enumerate(other, 1):
+      replaced = previous[j - 1] + (letter != other_letter)
+      row.append(min(previous[j] + 1, row[-1] + 1, replaced))
+  return row[-1]
+
+
+def mechanism_of(config, schema: ModuleType) -> str:
+  """`mixer.name`, which decides what other keys there are.
+
+  Raises:
+    ConfigError: it is missing or no row of `schema.MIXERS`.
+  """
+  name = config.get('mixer', {}).get('name')
+  if name not in schema.MIXERS:
+    refuse(f'mixer.name={name!r} is unknown', hint(str(name), schema.MIXERS))
+  return name
+
+
+def _check_keys(config, schema: ModuleType) -> None:
+  mechanism = mechanism_of(config, schema)
+  expected = dict(leaves(schema.base(schema.Choice(mechanism))))
+  given = dict(leaves(config))
+  for key, value in given.items():
+    if key in expected:
+      default = expected[key]
+    else:
+      default = default_of(key, mechanism, schema)
+    if type(value) is not type(default):
+      refuse(
+        f'{key}={value!r} is not {_TYPES[type(default)]}',
+        f'give it a value like {default!r}',
+      )
+  for key in expected:
+    if key not in given:
+      refuse(
+        f'the config has no key {key!r}', 'start from common.assemble(...)'
+      )
+
+
+def _check_value(key: str, value: Any, schema: ModuleType) -> None:
+  layer = _LAYER.fullmatch(key)
+  rule = key
+  if layer and layer[2] == 'mixer':
+    rule = 'mixer.name'
+  elif layer:
+    section = 'model' if layer[2] in _LAYER_FACTS else 'mixer'
+    rule = f'{section}.{layer[2]}'
+  choices = schema.CHOICES.get(rule)
+  if choices and value not in choices:
+    refuse(f'{key}={value!r} is unknown', hint(value, choices))
+  numbers = schema.RANGES.get(rule)
+  if numbers and value not in numbers:
+    refuse(f'{key}={value} is out of range', f'it has to be {numbers}')
+
+
+def _check_layers(config, schema: ModuleType) -> None:
+  """What one layer needs, for the facts of all and of each that differs."""
+  model, layers = config.model, config.model.layers
+  _check_layer(config, '', {}, schema)
+  groups = {}
+  for index in sorted(layers.keys()):
+    if not index.isdigit() or not int(index) < model.num_layers:
+      refuse(
+        f'model.layers.{index} does not exist, as '
+        f'model.num_layers={model.num_layers}',
+        f'use 0 to {model.num_layers - 1}',
+      )
+    row = layers[index].to_dict()
+    _check_layer(config, index, row, schema)
+    group = row.pop('share', '')
+    if group and groups.setdefault(group, (index, row)) != (index, row):
+      other, facts = groups[group]
+      if facts != row:
+        refuse(
+          f'model.layers.{index}.share={group!r} shares the parameters of '
+          f'layer {other}, but the two differ',
+          'give both layers the same facts, or other groups',
+        )
+
+
+def _check_layer(config, index: str, row: dict, schema: ModuleType) -> None:
+  model = config.model
+
+  def name(fact: str) -> str:
+    return f'model.layers.{index}.{fact}' if fact in row else f'model.{fact}'
+
+  mechanism = row.get('mixer', config.mixer.name)
+  settings = schema.MIXERS[mechanism]
+  for fact in row:
+    if fact not in _LAYER_FACTS and fact not in settings:
+      refuse(
+        f'model.layers.{index}.{fact} is no setting of {mechanism}',
+        hint(fact, [*_LAYER_FACTS, *settings]),
+      )
+  num_heads = row.get('num_heads', model.num_heads)
+  source = 'qkv_width' if model.qkv_width else 'width'
+  width = model[source]
+  if width % num_heads:
+    fitting = [n for n in range(1, min(width, 1024) + 1) if width % n == 0]
+    near = sorted(fitting, key=lambda n: abs(n - num_heads))[:4]
+    refuse(
+      f'{name("num_heads")}={num_heads} does not divide model.{source}={width}',
+      f'use a divisor, for example {" or ".join(map(str, sorted(near)))}',
+    )
+  if model.position == 'rotary' and mechanism in schema.WITHOUT_ROTARY:
+    other = schema.WITHOUT_ROTARY[mechanism]
+    refuse(
+      f'{mechanism} has no rotary positions, but model.position=rotary',
+      f'add {FLAG}model.position={other}',
+    )
+  if model.position == 'rotary' and width // num_heads % 2:
+    refuse(
+      f'model.position=rotary needs heads of even width, but '
+      f'model.{source}={width} / {name("num_heads")}={num_heads} is '
+      f'{width // num_heads}',
+      'change the number of heads, or the position',
+    )
+  own = config.mixer if mechanism == config.mixer.name else {}
+  rank = row.get('rank', own.get('rank', settings.get('rank', 0)))
+  if rank > config.data.max_length:
+    key = f'model.layers.{index}.rank' if 'rank' in row else 'mixer.rank'
+    refuse(
+      f'{key}={rank} is more than data.max_length={config.data.max_length}',
+      f'use at most {config.data.max_length}',
+    )
+
+
+def _check_split(config, size_key: str, parts_key: str) -> None:
+  sizes = dict(leaves(config))
+  size, parts = sizes[size_key], sizes[parts_key]
+  if size % parts:
+    refuse(
+      f'{size_key}={size} does not divide into {parts_key}={parts} equal parts',
+      f'use a multiple of {parts}, for example {-(-size // parts) * parts}',
+    )

@@ -1,0 +1,257 @@
+"""Every config file: its rows, its header, and the rooms that obey it."""
+
+import ast
+import dataclasses
+import functools
+import itertools
+import math
+import re
+import shlex
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common, lra_listops, lra_text
+from effformer import attention, config_check, tasks
+from effformer import config as config_lib
+from effformer.models import build, layers
+
+FILES = {'lra_text': lra_text, 'lra_listops': lra_listops}
+ARGUMENTS = [
+  f'{mechanism},preset={preset}{quick}'
+  for mechanism, preset, quick in itertools.product(
+    common.MIXERS, common.PRESETS, ('', ',quick')
+  )
+]
+# A key that comes or goes changes what people have in their files, scripts
+# and checkpoints: change this table only together with docs and readers.
+SCHEMA = {
+  'data.directory': str,
+  'data.max_bad_fraction': float,
+  'data.max_length': int,
+  'data.num_threads': int,
+  'data.prefetch': int,
+  'data.stand_in': bool,
+  'data.test': str,
+  'data.test_examples': int,
+  'data.train': str,
+  'data.train_examples': int,
+  'data.validation': str,
+  'data.validation_examples': int,
+  'mesh.data': int,
+  'mesh.fsdp': int,
+  'mixer.name': str,
+  'model.activation': str,
+  'model.attention_dropout': float,
+  'model.conv_width': int,
+  'model.dropout': float,
+  'model.dtype': str,
+  'model.head_width': int,
+  'model.mlp_width': int,
+  'model.norm_order': str,
+  'model.num_heads': int,
+  'model.num_layers': int,
+  'model.pooling': str,
+  'model.position': str,
+  'model.qkv_width': int,
+  'model.remat': bool,
+  'model.width': int,
+  'preset': str,
+  'quick': bool,
+  'seed': int,
+  'task': str,
+  'train.accumulate_steps': int,
+  'train.batch_size': int,
+  'train.beta1': float,
+  'train.beta2': float,
+  'train.checkpoint_every_steps': int,
+  'train.clip_norm': float,
+  'train.decay': str,
+  'train.epsilon': float,
+  'train.eval_batch_size': int,
+  'train.eval_every_steps': int,
+  'train.keep_checkpoints': int,
+  'train.learning_rate': float,
+  'train.log_every_steps': int,
+  'train.nonfinite': str,
+  'train.num_steps': int,
+  'train.schedule': str,
+  'train.select': str,
+  'train.warmup_steps': int,
+  'train.weight_decay': float,
+}
+
+
+def test_all_files_are_tested(repository):
+  names = {path.stem for path in (repository / 'configs').glob('*.py')}
+  assert names - {'__init__', 'common'} == set(FILES)
+
+
+def test_schema():
+  leaves = dict(config_check.leaves(common.base(common.Choice('linear'))))
+  assert {key: type(value) for key, value in leaves.items()} == SCHEMA
+
+
+def test_every_key_has_a_rule_or_takes_any_value():
+  free = {'data.train', 'data.validation', 'data.test', 'data.directory'}
+  free |= {key for key, kind in SCHEMA.items() if kind is bool}
+  settings = {f'mixer.{s}' for row in common.MIXERS.values() for s in row}
+  ruled = {*common.CHOICES, *common.RANGES}
+  assert ruled | free == {*SCHEMA, *settings}
+  assert not ruled & free
+
+
+def test_every_key_is_commented(repository):
+  text = (repository / 'configs/common.py').read_text()
+  lines = text.splitlines()
+  sections = ('config', 'model', 'data', 'train', 'mesh')
+  pattern = re.compile(rf'  ({"|".join(sections)})\.\w+ = ')
+  group = {'data.validation', 'data.test', 'train.beta2', 'train.epsilon'}
+  group |= {'data.validation_examples', 'data.test_examples', 'config.quick'}
+  # The four sections, whose keys are commented in functions of their own.
+  group |= {'config.model', 'config.data', 'config.train'}
+  bare = {
+    line.split()[0]
+    for before, line in itertools.pairwise(lines)
+    if pattern.match(line) and not before.strip().startswith('#')
+  }
+  assert bare == group
+
+
+@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('argument', ARGUMENTS)
+def test_every_choice_builds_and_is_locked(repository, name, argument):
+  config, overridden = config_lib.load(
+    f'{repository}/configs/{name}.py:{argument}'
+  )
+  assert overridden == []
+  assert config.is_locked
+  assert config == FILES[name].get_config(argument)
+  choice = common.parse(argument)
+  assert config.task == name.removeprefix('lra_')
+  assert (config.preset, config.quick) == (choice.preset, choice.quick)
+  assert config.mixer.name == choice.mechanism
+  assert config.model.conv_width == (5 if choice.preset == 'modern' else 0)
+  assert config.train.select == (
+    'best' if choice.preset == 'modern' else 'last'
+  )
+  peak = config.train.learning_rate
+  if config.train.schedule == 'rsqrt':
+    peak /= config.train.warmup_steps**0.5
+  if choice.quick:
+    assert peak == pytest.approx(FILES[name].QUICK_PEAK)
+    assert config.data.max_length == FILES[name].QUICK['data.max_length']
+
+
+def test_parse_takes_the_parts_in_any_order():
+  assert common.parse('') == ('full', 'modern', False)
+  assert common.parse('quick,preset=repo,local') == ('local', 'repo', True)
+
+
+def test_rows_hold_what_lra_published():
+  """Against LRA at cd31e5c and Tay et al. 2021, appendix A."""
+  repo = lra_listops.get_config('preset=repo')
+  assert repo.data.max_length == 2000
+  assert (repo.model.num_layers, repo.model.width) == (4, 512)
+  assert (repo.train.num_steps, repo.train.warmup_steps) == (5000, 1000)
+  paper = lra_text.get_config('preset=paper')
+  assert (paper.model.num_layers, paper.model.width) == (6, 512)
+  assert lra_text.get_config('linformer,preset=repo').mixer.rank == 16
+  for config in (repo, paper):
+    assert config.train.beta2 == 0.98
+    assert config.train.epsilon == 1e-9
+    assert config.train.decay == 'all'
+    assert config.train.clip_norm == 0
+    assert config.model.head_width == config.model.mlp_width
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_header_has_commands_that_parse(repository, name):
+  header = ast.get_docstring(
+    ast.parse((repository / f'configs/{name}.py').read_text())
+  )
+  for field in ('Paper', 'Command', 'Device', 'Expect', 'Smallest command'):
+    assert re.search(rf'^{field}\b.*:', header, re.MULTILINE), field
+  commands = re.findall(r'python -m effformer\.main .*', header)
+  assert len(commands) == 2
+  for command in commands:
+    flags = dict(w.split('=', 1) for w in shlex.split(command)[3:])
+    assert set(flags) == {'--config'}
+    assert flags['--config'].startswith(f'configs/{name}.py')
+    config, _ = config_lib.load(f'{repository}/{flags["--config"]}')
+  assert config.quick
+
+
+def test_rows_are_the_settings_of_attention():
+  assert set(common.MIXERS) == set(attention.TABLE)
+  shared = {field.name for field in dataclasses.fields(attention.MultiHead)}
+  # The model sets the length; chunks exist only where causal or packed.
+  elsewhere = {'linear': {'chunk'}, 'linformer': {'max_length'}}
+  for name, row in common.MIXERS.items():
+    own = {k: v for k, v in attention.settings(name).items() if k not in shared}
+    for setting in elsewhere.get(name, ()):
+      del own[setting]
+    assert row == own, name
+    supports = attention.TABLE[name].supports
+    assert (name in common.WITHOUT_ROTARY) != supports.rotary
+
+
+@pytest.mark.parametrize('key', ['mixer.form', 'mixer.sharing'])
+def test_choices_are_those_that_attention_takes(key):
+  setting = key.removeprefix('mixer.')
+  name = next(name for name, row in common.MIXERS.items() if setting in row)
+  for value in common.CHOICES[key]:
+    attention.build(name, **{setting: value})
+  with pytest.raises(ValueError, match=setting) as caught:
+    attention.build(name, **{setting: 'other'})
+  assert all(value in str(caught.value) for value in common.CHOICES[key])
+
+
+def test_choices_are_those_of_model_and_tasks():
+  assert common.CHOICES['model.dtype'] == tuple(build.DTYPES)
+  assert common.CHOICES['model.activation'] == tuple(layers.ACTIVATIONS)
+  assert set(common.CHOICES['task']) == set(tasks.TABLE)
+
+
+# Vocabulary with padding, classes; the 17 ids of LRA for ListOps.
+SIZES = {'lra_text': (257, 2), 'lra_listops': (17, 10)}
+
+
+@functools.cache
+def num_params(name, argument):
+  config = FILES[name].get_config(argument)
+  model = build.sequence_classifier(config, *SIZES[name])
+  num_tokens = config.data.max_length
+  variables = jax.eval_shape(
+    model.init,
+    jax.random.key(0),
+    jnp.zeros((1, num_tokens), jnp.int32),
+    jnp.full((1,), num_tokens, jnp.int32),
+  )
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize(
+  ('name', 'preset', 'millions'),
+  [
+    ('lra_text', 'repo', 3.49),
+    ('lra_text', 'paper', 20.1),
+    ('lra_listops', 'repo', 8.95),
+    ('lra_listops', 'paper', 19.98),
+  ],
+)
+def test_sizes_are_those_of_lra(name, preset, millions):
+  """Against the counts of the published models (LRA issue 2)."""
+  count = num_params(name, f'preset={preset}') / 1e6
+  digits = len(str(millions).partition('.')[2])
+  assert round(count, digits) == millions
+
+
+@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('mechanism', common.MIXERS)
+def test_modern_keeps_to_the_size_rule_of_lra(name, mechanism):
+  """At most 10% more parameters than the published Transformer."""
+  published = num_params(name, 'preset=repo')
+  modern = num_params(name, f'{mechanism},preset=modern')
+  assert published < modern <= 1.1 * published
