@@ -1,0 +1,36 @@
+"""Data: sources, tokenizers and the deterministic pipeline.
+
+`load` gives a `Dataset`; `train_batches` and `eval_batches` make batches of
+its splits, `batch_at` any single one.
+"""
+
+from effformer.data.catalogue import KNOWN, data_folder, from_config, load
+from effformer.data.dataset import SPLITS, Dataset, Example, Source, read_all
+from effformer.data.pipeline import (
+  Batch,
+  Batches,
+  batch_at,
+  eval_batches,
+  train_batches,
+)
+from effformer.data.tokenizers import ByteTokenizer, ListOpsTokenizer, Tokenizer
+
+__all__ = [
+  'KNOWN',
+  'SPLITS',
+  'Batch',
+  'Batches',
+  'ByteTokenizer',
+  'Dataset',
+  'Example',
+  'ListOpsTokenizer',
+  'Source',
+  'Tokenizer',
+  'batch_at',
+  'data_folder',
+  'eval_batches',
+  'from_config',
+  'load',
+  'read_all',
+  'train_batches',
+]

@@ -1,0 +1,166 @@
+"""What a data set is here: named splits of examples with random access.
+
+An example is `{'text': bytes, 'label': int, 'id': str}`. A source is anything
+with `len(source)` and `source[i]`; `read` takes the faster bulk path of
+sources that have one.
+
+Orders are drawn from raw Philox words (Salmon et al., 2011), because NumPy
+keeps these, but not its shuffles, the same between versions.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+SPLITS = ('train', 'validation', 'test')
+
+_WORD = (1 << 64) - 1
+# Keys of the orders that belong to no seed; any two different numbers do.
+_FIXED_ORDER_KEY = (0x5EED0F0EDE5, 0x0FF1CE)
+
+
+class Example(TypedDict):
+  """One labelled text; `id` names it for humans (file:row or file name)."""
+
+  text: bytes
+  label: int
+  id: str
+
+
+class Source(Protocol):
+  """Random access to the examples of one split."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Splits and where they come from.
+
+  Attributes:
+    name: what was asked for, e.g. 'text'.
+    stand_in: true if this is generated text in place of the real data.
+    origin: one sentence for the screen: which data, from where.
+    notes: one line each for everything else the user should see, such as the
+      number of bad rows that were skipped.
+    num_classes: labels are 0 .. num_classes - 1.
+    label_names: name of each label, empty if labels were given as numbers.
+    splits: 'train', 'validation', 'test' to its source.
+    fingerprints: split to the SHA-256 of its content (see `Fingerprint`).
+  """
+
+  name: str
+  stand_in: bool
+  origin: str
+  notes: tuple[str, ...]
+  num_classes: int
+  label_names: tuple[str, ...]
+  splits: Mapping[str, Source]
+  fingerprints: Mapping[str, str]
+
+
+class MemorySource:
+  """Examples held in memory."""
+
+  def __init__(self, examples: Sequence[Example]):
+    self._examples = examples
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> Example:
+    return self._examples[index]
+
+
+class Subset:
+  """The examples of `source` at `indices_N`, in that order."""
+
+  def __init__(self, source: Source, indices_N: np.ndarray):
+    self._source = source
+    self._indices_N = indices_N
+
+  def __len__(self) -> int:
+    return len(self._indices_N)
+
+  def __getitem__(self, index: int) -> Example:
+    return self._source[int(self._indices_N[index])]
+
+  def __getitems__(self, indices: Iterable[int]) -> list[Example]:
+    return read(self._source, [int(self._indices_N[i]) for i in indices])
+
+
+def read(source: Source, indices: Sequence[int]) -> list[Example]:
+  """The examples at `indices`, in bulk where the source can."""
+  if hasattr(source, '__getitems__'):
+    return source.__getitems__(indices)
+  return [source[i] for i in indices]
+
+
+def read_all(source: Source, chunk: int = 500) -> Iterable[Example]:
+  """All examples in order, `chunk` at a time."""
+  for start in range(0, len(source), chunk):
+    yield from read(source, range(start, min(start + chunk, len(source))))
+
+
+def permutation(size: int, key: tuple[int, int]) -> np.ndarray:
+  """A permutation of 0 .. size - 1 as int64, a pure function of its arguments.
+
+  The order that sorts `size` raw words of the Philox stream of `key` (two
+  integers, taken modulo 2^64).
+  """
+  words = np.array([k & _WORD for k in key], np.uint64)
+  return np.argsort(np.random.Philox(key=words).random_raw(size), kind='stable')
+
+
+def first_examples(source: Source, count: int) -> Source:
+  """The first `count` of `source` in a fixed shuffled order; 0 means all.
+
+  The order depends on the length of the source only. Asking for no fewer than
+  there are gives the source as it is.
+  """
+  if count < 0:
+    raise ValueError(f'number of examples must not be negative: {count}')
+  if count == 0 or count >= len(source):
+    return source
+  return Subset(source, permutation(len(source), _FIXED_ORDER_KEY)[:count])
+
+
+def bucket(text: bytes, buckets: int = 10) -> int:
+  """A bucket 0 .. buckets - 1 from the text alone.
+
+  The first eight bytes of its SHA-256, big-endian, modulo `buckets`. Splits
+  carved by it never part two copies of a text.
+  """
+  digest = hashlib.sha256(text).digest()
+  return int.from_bytes(digest[:8], 'big') % buckets
+
+
+class Fingerprint:
+  """SHA-256 over length, text and label of every example in order."""
+
+  def __init__(self):
+    self._digest = hashlib.sha256()
+    self.count = 0
+
+  def update(self, example: Example) -> None:
+    text = example['text']
+    self._digest.update(len(text).to_bytes(8, 'big'))
+    self._digest.update(text)
+    self._digest.update(example['label'].to_bytes(8, 'big', signed=True))
+    self.count += 1
+
+  def hexdigest(self) -> str:
+    return self._digest.hexdigest()
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+  """The `Fingerprint` of `examples` as hex digits."""
+  digest = Fingerprint()
+  for example in examples:
+    digest.update(example)
+  return digest.hexdigest()

@@ -1,0 +1,213 @@
+"""Batches as a pure function of (seed, global step).
+
+Row r of step s is number p = s * batch_size + r in an endless row of examples:
+epoch p // N in the order of that epoch, place p % N. So every example is seen
+once per epoch, a batch may span two epochs, and any step is found without
+going through those before it. Grain reads ahead in threads; it asks for whole
+steps by number, so neither threads nor prefetch can change a batch.
+
+A batch is a dict of NumPy arrays: `ids_BT` int32 (0 is padding), `lengths_B`
+int32 (at least 1 token, at most T), `label_B` int32, `weight_B` float32,
+`index_B` int64 (row in the source).
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+
+from effformer.data.dataset import Source, permutation, read
+from effformer.errors import DataError
+
+Batch = dict[str, np.ndarray]
+Encode = Callable[[bytes, int], np.ndarray]
+Rows = slice | np.ndarray | None
+
+
+class Batches(Iterator[Batch]):
+  """Batches in order, read ahead; `close` lets go of the threads."""
+
+  def __init__(
+    self, dataset: grain.MapDataset, num_threads: int, prefetch: int
+  ):
+    # Grain takes no threads and no buffer only together.
+    if num_threads == 0 or prefetch == 0:
+      num_threads = prefetch = 0
+    self._iterator = iter(
+      dataset.to_iter_dataset(
+        grain.ReadOptions(
+          num_threads=num_threads, prefetch_buffer_size=prefetch
+        )
+      )
+    )
+
+  def __next__(self) -> Batch:
+    return next(self._iterator)
+
+  def close(self) -> None:
+    self._iterator.close()
+
+  def __enter__(self) -> 'Batches':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def batch_at(
+  source: Source,
+  encode: Encode,
+  step: int,
+  *,
+  seed: int,
+  batch_size: int,
+  max_length: int,
+  rows: Rows = None,
+) -> Batch:
+  """The training batch of one global step.
+
+  Args:
+    source: the training split.
+    encode: (text, max_length) -> int32 [<= max_length] ids, none of them 0;
+      a tokenizer's `encode`.
+    step: global step, from 0.
+    seed: of the order; each epoch is shuffled anew.
+    batch_size: rows of the global batch.
+    max_length: T in tokens; longer texts are cut.
+    rows: which rows of the global batch to make, as a slice or an array of row
+      numbers (None: all). A host asks for its own rows; each is the same row
+      whoever asks.
+  """
+  rows_B = _row_numbers(batch_size, rows)
+  indices_B = example_indices(
+    len(source), step * batch_size + rows_B, seed=seed
+  )
+  return _batch(source, encode, indices_B, max_length)
+
+
+def example_indices(
+  size: int, positions: np.ndarray, *, seed: int
+) -> np.ndarray:
+  """Which example stands at each position of the endless shuffled row."""
+  if size == 0:
+    raise DataError('the split holds no examples, so there are no batches.')
+  epochs, places = np.divmod(np.asarray(positions, np.int64), size)
+  indices = np.empty_like(places)
+  for epoch in np.unique(epochs):
+    is_here = epochs == epoch
+    indices[is_here] = _epoch_order(size, seed, int(epoch))[places[is_here]]
+  return indices
+
+
+def train_batches(
+  source: Source,
+  encode: Encode,
+  *,
+  seed: int,
+  batch_size: int,
+  max_length: int,
+  start_step: int,
+  num_steps: int,
+  num_threads: int,
+  prefetch: int,
+  rows: Rows = None,
+) -> Batches:
+  """`batch_at` of the steps start_step .. num_steps - 1, read ahead.
+
+  Args:
+    source, encode, seed, batch_size, max_length, rows: see `batch_at`.
+    start_step: the first global step wanted.
+    num_steps: number of steps of the whole run, not of this part of it.
+    num_threads: threads that make batches; 0 makes them when asked for.
+    prefetch: batches made ahead; 0 makes them when asked for.
+  """
+  _row_numbers(batch_size, rows)
+  steps = grain.MapDataset.range(start_step, max(start_step, num_steps))
+  make = functools.partial(
+    batch_at,
+    source,
+    encode,
+    seed=seed,
+    batch_size=batch_size,
+    max_length=max_length,
+    rows=rows,
+  )
+  return Batches(steps.map(make), num_threads, prefetch)
+
+
+def eval_batches(
+  source: Source,
+  encode: Encode,
+  *,
+  batch_size: int,
+  max_length: int,
+  num_threads: int = 1,
+  prefetch: int = 2,
+  rows: Rows = None,
+) -> Batches:
+  """Every example once, in the order of the source.
+
+  The last batch is filled up with copies of the last example of weight 0 and
+  index -1 (real text, so that no model meets rows of nothing but padding).
+  """
+  rows_B = _row_numbers(batch_size, rows)
+  num_examples = len(source)
+
+  def make(step: int) -> Batch:
+    indices_B = step * batch_size + rows_B
+    is_real_B = indices_B < num_examples
+    batch = _batch(
+      source, encode, np.minimum(indices_B, num_examples - 1), max_length
+    )
+    batch['weight_B'] = is_real_B.astype(np.float32)
+    batch['index_B'] = np.where(is_real_B, indices_B, -1)
+    return batch
+
+  num_batches = -(-num_examples // batch_size)
+  return Batches(
+    grain.MapDataset.range(num_batches).map(make), num_threads, prefetch
+  )
+
+
+def _row_numbers(batch_size: int, rows: Rows) -> np.ndarray:
+  """`rows` as int64 row numbers, checked."""
+  if batch_size < 1:
+    raise ValueError(f'batch_size must be at least 1, not {batch_size}')
+  if rows is None:
+    rows = slice(None)
+  if isinstance(rows, slice):
+    return np.arange(batch_size, dtype=np.int64)[rows]
+  rows = np.asarray(rows, np.int64)
+  if ((rows < 0) | (rows >= batch_size)).any():
+    raise ValueError(
+      f'rows {rows.min()}..{rows.max()} are not within a batch of {batch_size}'
+    )
+  return rows
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+  """Order of one epoch; kept because every step of the epoch asks for it."""
+  order_N = permutation(size, (seed, epoch))
+  order_N.flags.writeable = False
+  return order_N
+
+
+def _batch(
+  source: Source, encode: Encode, indices_B: np.ndarray, max_length: int
+) -> Batch:
+  examples = read(source, indices_B.tolist())
+  ids_BT = np.zeros((len(examples), max_length), np.int32)
+  lengths_B = np.zeros(len(examples), np.int32)
+  for row, example in enumerate(examples):
+    ids_T = encode(example['text'], max_length)
+    ids_BT[row, : len(ids_T)] = ids_T
+    lengths_B[row] = len(ids_T)
+  return {
+    'ids_BT': ids_BT,
+    'lengths_B': lengths_B,
+    'label_B': np.array([e['label'] for e in examples], np.int32),
+    'weight_B': np.ones(len(examples), np.float32),
+    'index_B': indices_B,
+  }

@@ -1,0 +1,120 @@
+"""Generated reviews, for machines where the real ones cannot be had.
+
+A stand-in for IMDb that trains and tests the whole path; scores on it say
+nothing about IMDb. Each review has neutral sentences and opinions; nine in
+ten opinions use a word of the review's side, one in ten a word of the other
+side. The two word lists have the same number of words and nearly the same
+letters (no letter differs by more than two among some 240), so that counting
+bytes sees little but that praise has a few more exclamation marks, while
+words give the label away: at 512 bytes the bag-of-bytes floor is 58 %, a bag
+of words reaches 91 %.
+
+Review i is a pure function of i. Only `random.Random.random` of string seeds
+is used, which Python keeps the same between versions.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+
+from effformer.data.dataset import Example
+
+SIZES = {'train': 6_000, 'validation': 1_000, 'test': 2_000}
+
+_SIDES = (
+  'annoying awful bland boring careless cheap clumsy confusing disappointing '
+  'dismal dreadful dull exhausting feeble flat forgettable grating horrible '
+  'insulting irritating lazy lifeless messy painful plodding pretentious '
+  'shallow terrible tiresome ugly unwatchable wretched',
+  'absorbing beautiful brilliant dazzling delightful engaging excellent '
+  'flawless graceful heartfelt honest inspired joyful lovely magical memorable '
+  'playful polished radiant rich satisfying sincere smart sparkling splendid '
+  'stunning superb tender touching warm witty wonderful',
+)
+_OPINIONS = (
+  'I found the {part} {word}',
+  'The {part} is {word}, and so is the {part}',
+  'What a {word} piece of work',
+  'To me it was {word} from the first scene to the last',
+  'My {person} called the {part} {word}',
+  'There is something {word} about the {part}',
+  'It has a {word} {part}',
+  'Even the {part} turned out {word}',
+)
+_NEUTRAL = (
+  'We saw it on a {day} in a small house near the {place}',
+  'The story follows a {job} who comes back to the {place} after years away',
+  'A {job} and a {job} share a train and a secret',
+  'It runs for about two hours and was shot near a {place}',
+  'My {person} had read the book, I had not',
+  'The {part} was made by the same people as the one before',
+  'Half of it takes place in a {place}, the rest at sea',
+  'The {job} has to choose between the {place} and a letter from the {person}',
+  'There were perhaps forty people in the room that {day}',
+  'Later the {job} meets an old friend at the {place}',
+  'It came out some years ago and is shown again this {day}',
+  'In the second part the {job} writes to a {person} who never answers',
+)
+_SLOTS = {
+  'part': 'plot music cast ending dialogue camera acting script pace editing '
+  'score lighting opening costume',
+  'person': 'sister brother neighbour friend father aunt teacher wife husband',
+  'day': 'Monday Tuesday Thursday Friday Saturday Sunday holiday evening',
+  'place': 'harbour station village bridge market river farm hotel library '
+  'forest lighthouse border',
+  'job': 'doctor baker sailor lawyer painter clerk farmer nurse pilot singer '
+  'detective widow soldier',
+}
+_WORDS = tuple(words.split() for words in _SIDES)
+_CHOICES = {slot: words.split() for slot, words in _SLOTS.items()}
+
+_OWN_SIDE = 0.9
+_OPINION_SHARE = 0.35
+_EXCLAMATION = (0.10, 0.13)  # of opinions, by label
+_BREAK_SHARE = 0.06
+
+
+def review(number: int) -> Example:
+  """Review `number`; even numbers are negative (0), odd ones positive (1)."""
+  draw = random.Random(f'effformer stand-in review {number}').random
+  label = number % 2
+  # Like IMDb: median near 1,000 bytes, a long tail, none very short.
+  num_sentences = int(6 + 9 / (0.25 + draw()))
+  text = ''
+  for _ in range(num_sentences):
+    text += _sentence(draw, label)
+    text += '<br /><br />' if draw() < _BREAK_SHARE else ' '
+  return {
+    'text': text.rstrip().encode(),
+    'label': label,
+    'id': f'stand_in/{number}',
+  }
+
+
+def splits() -> Mapping[str, Iterator[Example]]:
+  """The splits, one after the other by review number."""
+  numbers, start = {}, 0
+  for split, size in SIZES.items():
+    numbers[split] = map(review, range(start, start + size))
+    start += size
+  return numbers
+
+
+def _sentence(draw, label: int) -> str:
+  if draw() < _OPINION_SHARE:
+    side = label if draw() < _OWN_SIDE else 1 - label
+    end = '!' if draw() < _EXCLAMATION[label] else '.'
+    return _fill(draw, _pick(draw, _OPINIONS), _WORDS[side]) + end
+  return _fill(draw, _pick(draw, _NEUTRAL), ()) + '.'
+
+
+def _fill(draw, template: str, words: Sequence[str]) -> str:
+  before, _, rest = template.partition('{')
+  if not rest:
+    return before
+  slot, _, after = rest.partition('}')
+  word = _pick(draw, words if slot == 'word' else _CHOICES[slot])
+  return before + word + _fill(draw, after, words)
+
+
+def _pick(draw, choices: Sequence[str]) -> str:
+  return choices[int(draw() * len(choices))]

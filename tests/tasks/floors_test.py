@@ -1,0 +1,121 @@
+"""Floors against cases whose answer is known."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from effformer.data import ByteTokenizer, ListOpsTokenizer, files, listops
+from effformer.data.dataset import MemorySource
+from effformer.tasks import floors
+
+
+def source(pairs):
+  return MemorySource(
+    [
+      {'text': text, 'label': label, 'id': str(i)}
+      for i, (text, label) in enumerate(pairs)
+    ]
+  )
+
+
+@pytest.fixture(scope='module')
+def expressions():
+  examples = list(listops.generate(0, 0, 3000))
+  return source(examples[:2000]), source(examples[2000:])
+
+
+def test_majority_is_learned_on_train():
+  train = source([(b'a', 2), (b'b', 2), (b'c', 0), (b'd', 1)])
+  test = source([(b'a', 2), (b'b', 0), (b'c', 0), (b'd', 0)])
+  assert floors.majority(train, test) == 0.25
+
+
+def test_root_operator():
+  train = source(
+    [(b'[MIN 1 ]', 0), (b'[MIN 2 ]', 0), (b'[MIN 3 ]', 3), (b'[MAX 1 ]', 9)]
+  )
+  test = source(
+    [(b'[MIN 9 ]', 3), (b'[MAX 9 ]', 9), (b'[MAX 0 ]', 9), (b'[SM 1 ]', 0)]
+  )
+  assert floors.root_operator(train, test) == 0.75
+
+
+def test_listops_floors_are_those_of_lra(expressions):
+  """17.0 % and 36.3 %, within about three standard errors."""
+  assert floors.majority(*expressions) == pytest.approx(0.170, abs=0.036)
+  assert floors.root_operator(*expressions) == pytest.approx(0.363, abs=0.046)
+
+
+def noisy_texts(num, seed):
+  """The byte 'x' is twice as frequent in texts of label 1, 'b' rarer."""
+  draw = np.random.default_rng(seed)
+  pairs = []
+  for i in range(num):
+    share = (0.1, 0.2)[i % 2]
+    letters = draw.choice([120, 97, 98], 60, p=[share, 0.5, 0.5 - share])
+    pairs.append((bytes(letters.tolist()), i % 2))
+  return pairs
+
+
+def test_bag_of_tokens_reaches_the_bayes_rate():
+  train, test = source(noisy_texts(2000, 0)), source(noisy_texts(2000, 1))
+  accuracy = floors.bag_of_tokens(train, test, ByteTokenizer(), 60)
+  # The likelihood ratio of the two kinds of text; no rule is better.
+  ratios = [
+    t.count(b'x') * np.log(0.2 / 0.1) + t.count(b'b') * np.log(0.3 / 0.4)
+    for t, _ in noisy_texts(2000, 1)
+  ]
+  labels = [y for _, y in noisy_texts(2000, 1)]
+  best = np.mean((np.array(ratios) > 0) == labels)
+  assert accuracy == pytest.approx(best, abs=0.015)
+  assert floors.bag_of_tokens(train, test, ByteTokenizer(), 60) == accuracy
+
+
+def test_bag_of_tokens_reads_no_further_than_max_length():
+  pairs = [(b'ab' * 5 + b'xy'[i % 2 : i % 2 + 1], i % 2) for i in range(100)]
+  train = source(pairs)
+  assert floors.bag_of_tokens(train, train, ByteTokenizer(), 11) == 1.0
+  assert floors.bag_of_tokens(train, train, ByteTokenizer(), 10) == 0.5
+
+
+def test_bag_of_tokens_knows_no_order():
+  pairs = [((b'ab', b'ba')[i % 2] * 5, i % 2) for i in range(100)]
+  assert (
+    floors.bag_of_tokens(source(pairs), source(pairs), ByteTokenizer(), 10)
+    == 0.5
+  )
+
+
+def test_bag_of_tokens_with_ten_classes(expressions):
+  accuracy = floors.bag_of_tokens(*expressions, ListOpsTokenizer(), 2000)
+  assert 0.1 < accuracy < 0.3
+
+
+def test_frequencies():
+  counted, labels = floors.frequencies(
+    source([(b'aab', 1), (b'b', 0)]), ByteTokenizer(), 9
+  )
+  assert counted.shape == (2, 257)
+  np.testing.assert_allclose(counted[:, [98, 99]], [[2 / 3, 1 / 3], [0, 1]])
+  np.testing.assert_array_equal(labels, [1, 0])
+
+
+@pytest.mark.slow
+def test_bag_of_bytes_on_the_real_reviews(repository):
+  folder = pathlib.Path(
+    os.environ.get('EFFFORMER_TEST_DATA') or repository / '../shared/data'
+  )
+  if not (folder / 'imdb_train.jsonl.gz').is_file():
+    pytest.skip(f'the real reviews are not in {folder}')
+  paths = {
+    'train': str(folder / 'imdb_train.jsonl.gz'),
+    'validation': '',
+    'test': str(folder / 'imdb_test.jsonl.gz'),
+  }
+  splits = files.load_files('text', paths).splits
+  accuracy = floors.bag_of_tokens(
+    splits['train'], splits['test'], ByteTokenizer(), 512
+  )
+  assert accuracy == pytest.approx(0.619, abs=0.005)
