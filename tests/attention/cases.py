@@ -1,0 +1,165 @@
+"""The table as test cases: modules, parameters and compiled calls, made once.
+
+A new mechanism needs a row in `SMALL` if its defaults are too large for blocks
+to matter within 7 tokens.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from effformer import attention
+from effformer.shapes import Tokens
+
+B, T, D, H, K = 2, 7, 12, 3, 4
+LONGER = 9
+# Sums of 7 to 12 terms of size one in float32; gradients have larger terms.
+TOLERANCE = 2e-6
+GRADIENT_TOLERANCE = 2e-5
+BF16_TOLERANCE = 3e-2
+
+# Several segments, and padding between them.
+PACKED = [[1, 1, 1, 2, 2, 2, 2], [1, 1, 0, 2, 2, 3, 0]]
+
+# Settings that cross block borders within 7 tokens.
+SMALL = {
+  'full': [{'block': 2}, {'form': 'dense'}],
+  'linear': [{'chunk': 3}],
+  'local': [{'window': 2, 'block': 2}],
+  'linformer': [
+    {'rank': 5, 'max_length': LONGER},
+    {'rank': 5, 'max_length': LONGER, 'sharing': 'none'},
+  ],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A mechanism with settings; `extra` are sorted pairs."""
+
+  name: str
+  extra: tuple = ()
+
+  def __str__(self):
+    words = [f'{key}={value}' for key, value in self.extra]
+    return ' '.join([self.name, *words])
+
+  def having(self, **settings):
+    return Case(self.name, tuple(sorted((dict(self.extra) | settings).items())))
+
+  @property
+  def settings(self):
+    return dict(self.extra)
+
+  @property
+  def supports(self):
+    return attention.TABLE[self.name].supports
+
+  @property
+  def is_causal(self):
+    return self.settings.get('causal', False)
+
+  def tokens(self, segment_BT):
+    """Tokens with the promise that the mechanism needs."""
+    tokens = Tokens.from_segments(np.array(segment_BT))
+    if not self.supports.packing:
+      tokens = tokens.replace(is_packed=False)
+    return tokens
+
+
+def variants(name):
+  supports = attention.TABLE[name].supports
+  for number, small in enumerate(SMALL.get(name, [{}])):
+    case = Case(name).having(num_heads=H, **small)
+    yield case
+    if supports.causal and number == 0:
+      yield case.having(causal=True)
+    if supports.rotary:
+      yield case.having(causal=supports.causal, rotary=True)
+
+
+CASES = [case for name in attention.TABLE for case in variants(name)]
+ROTARY = [
+  Case(name).having(num_heads=H, rotary=True, **SMALL.get(name, [{}])[0])
+  for name, mechanism in attention.TABLE.items()
+  if mechanism.supports.rotary
+]
+PLAIN = [Case(n).having(num_heads=H, **SMALL.get(n, [{}])[0])
+         for n in attention.TABLE]  # fmt: skip
+
+
+def each(cases, **needs):
+  """Parametrises over the cases that declare or set what is needed."""
+  chosen = [
+    case
+    for case in cases
+    if all(
+      getattr(case, key) == value
+      if key == 'is_causal'
+      else getattr(case.supports, key) == value
+      for key, value in needs.items()
+    )
+  ]
+  return pytest.mark.parametrize('case', chosen, ids=str)
+
+
+@functools.cache
+def module_of(case):
+  return attention.build(case.name, **case.settings)
+
+
+@functools.cache
+def variables_of(case):
+  x_BTD, tokens = normal(B, T, D), Tokens.from_lengths(np.full(B, T), T)
+  init = jax.jit(functools.partial(module_of(case).init, tokens=tokens))
+  return init(jax.random.key(5), x_BTD)
+
+
+@functools.cache
+def call_of(case):
+  return jax.jit(
+    lambda variables, x_BTD, tokens: module_of(case).apply(
+      variables, x_BTD, tokens=tokens
+    )
+  )
+
+
+@functools.cache
+def cross_of(case):
+  def cross(variables, x_BTD, context_BSD, tokens, context_tokens):
+    return module_of(case).apply(
+      variables, x_BTD, context_BSD, tokens=tokens,
+      context_tokens=context_tokens,
+    )  # fmt: skip
+
+  return jax.jit(cross)
+
+
+@functools.cache
+def extend_of(case):
+  return jax.jit(
+    lambda variables, x_BTD, state, tokens: module_of(case).apply(
+      variables, x_BTD, state, tokens=tokens, method='extend'
+    )
+  )
+
+
+def start_of(case, max_length=T):
+  return module_of(case).apply(
+    variables_of(case), B, max_length, method='init_state'
+  )
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng([seed, *shape]).normal(size=shape).astype('f4')
+
+
+def run(case, x_BTD, tokens):
+  return np.asarray(call_of(case)(variables_of(case), x_BTD, tokens))
+
+
+def assert_close(actual, expected, tolerance=TOLERANCE):
+  np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
