@@ -113,6 +113,7 @@ def test_unknown_mechanism_is_refused_with_the_known_ones():
   ('name', 'settings', 'message'),
   [
     ('full', {'form': 'sparse'}, 'sparse'),
+    ('full', {'block': -1}, 'block.*-1'),
     ('full', {'num_heads': 0}, 'num_heads.*0'),
     ('full', {'dropout': 1.0}, r'dropout.*1\.0'),
     ('full', {'rotary': True, 'head_width': 5}, 'even.*5'),

@@ -1,0 +1,169 @@
+"""Train and evaluate: flags and process setup, nothing else.
+
+  python -m effformer.main --config=configs/lra_text.py:linear,quick \
+    --workdir=runs/quickstart --config.train.num_steps=500
+
+Exit codes: 0 done, 2 config, 3 data, 4 checkpoint or run folder, 5 non-finite,
+143 stopped by a signal (and saved, if there was something to save).
+"""
+
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from effformer import errors
+from effformer.train import preemption
+
+MODES = ('train', 'eval', 'dry_run')
+_PROGRAM = 'python -m effformer.main'
+
+
+def define_flags() -> flags.FlagValues:
+  """The flags of the command line, apart from --config.KEY."""
+  values = flags.FlagValues()
+  flags.DEFINE_string(
+    'config',
+    None,
+    'Config file, with its argument after a colon: '
+    'configs/lra_text.py:linear,quick. Single keys are set by '
+    '--config.train.num_steps=500.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of the run; the same command with the same folder goes on where '
+    'it stopped. Default: runs/<config>-<time>.',
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'mode',
+    'train',
+    MODES,
+    'train to the end and test; eval: score the run in --workdir; dry_run: '
+    'build and compile all, train and write nothing.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'debug', False, 'Show the traceback of an error.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'distributed',
+    False,
+    'One of several processes; on Cloud TPU, SLURM and MPI they find each '
+    'other, elsewhere give the three flags below.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'coordinator', None, 'host:port of process 0.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'num_processes', None, 'How many processes.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'process_id', None, 'Which one this is, from 0.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'help', False, 'Show this.', short_name='h', flag_values=values
+  )
+  return values
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs one command line and returns its exit code."""
+  stop = preemption.Stop()
+  stop.install()
+  values = define_flags()
+  try:
+    _run(argv, values, stop)
+    return 0
+  except errors.Preempted as reason:
+    print(f'stopped: {reason}', file=sys.stderr)
+    return errors.Preempted.exit_code
+  except errors.UserError as error:
+    if values.is_parsed() and values.debug:
+      raise
+    print(f'error: {error}', file=sys.stderr)
+    return error.exit_code
+  finally:
+    stop.uninstall()
+
+
+def _run(argv, values, stop) -> None:
+  # Imported here and below, not on top: the handlers of `stop` must stand
+  # before anything slow is loaded, and a wrong config must not wait for jax.
+  from effformer import config as config_lib
+
+  overrides, rest = config_lib.split_flags(argv)
+  try:
+    unknown = values(rest)[1:]
+  except flags.Error as error:
+    raise errors.ConfigError(f'{error}\nSee {_PROGRAM} --help.') from error
+  if values.help:
+    print(f'{__doc__}\n{values.main_module_help() or values.get_help()}')
+    return
+  if unknown:
+    raise errors.ConfigError(
+      f'argument {unknown[0]!r} is not understood; flags start with --.\n'
+      f'See {_PROGRAM} --help.'
+    )
+  if not values.config:
+    raise errors.ConfigError(
+      'no --config given.\nFor example: '
+      f'{_PROGRAM} --config=configs/lra_text.py:linear,quick'
+    )
+  config, overridden = config_lib.load(values.config, overrides)
+  _set_up_jax(values, stop)
+
+  import jax
+
+  from effformer.train import screen, session
+
+  console = screen.Screen(quiet=jax.process_index() != 0)
+  console.say(*config_lib.explain(config, overridden))
+  if values.mode == 'dry_run':
+    session.dry_run(config, console)
+    return
+  run = session.evaluate if values.mode == 'eval' else session.train
+  run(config, values.workdir or _default_workdir(values.config), stop, console)
+
+
+def _default_workdir(config: str) -> str:
+  name = pathlib.Path(config.partition(':')[0]).stem
+  return f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S")}'
+
+
+def _set_up_jax(values, stop) -> None:
+  import jax
+
+  if not jax.config.jax_compilation_cache_dir:
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    jax.config.update(
+      'jax_compilation_cache_dir', str(pathlib.Path(home) / 'effformer/jax')
+    )
+  if values.distributed or values.coordinator:
+    try:
+      jax.distributed.initialize(
+        values.coordinator, values.num_processes, values.process_id
+      )
+    except (ValueError, RuntimeError) as error:
+      raise errors.ConfigError(
+        f'the processes did not find each other: {error}\n'
+        'Give --coordinator=HOST:PORT --num_processes=N --process_id=I.'
+      ) from error
+    stop.install()
+  try:
+    jax.devices()
+  except RuntimeError as error:
+    first = str(error).splitlines()[0]
+    raise errors.ConfigError(
+      f'jax finds no device: {first}\nSet JAX_PLATFORMS=cpu to use the CPU.'
+    ) from error
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

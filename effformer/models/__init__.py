@@ -1,0 +1,1 @@
+"""Networks: layers, encoder, classification head. A model is data (config)."""

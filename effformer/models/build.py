@@ -1,0 +1,79 @@
+"""From a config to a model: the only place that reads `model.*`, `mixer.*`."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+
+from effformer import attention
+from effformer.models import classifier, encoder
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def layer_configs(
+  config: ml_collections.ConfigDict,
+) -> tuple[encoder.LayerConfig, ...]:
+  """Broadcasts the facts of `model` and `mixer` and applies `model.layers`."""
+  model = config.model
+  common = {
+    'mixer': config.mixer.name,
+    'num_heads': model.num_heads,
+    'mlp_width': model.mlp_width,
+    'activation': model.activation,
+    'share': '',
+  }
+  common_settings = {k: v for k, v in config.mixer.items() if k != 'name'}
+  result = []
+  for index in range(model.num_layers):
+    override = dict(model.layers.get(str(index), {}))
+    facts = {k: override.pop(k, v) for k, v in common.items()}
+    # Settings of one mechanism mean nothing to another.
+    inherits = facts['mixer'] == common['mixer']
+    settings = {**(common_settings if inherits else {}), **override}
+    result.append(_layer_config(config, facts, settings))
+  return tuple(result)
+
+
+def _layer_config(config, facts: dict[str, Any], settings: dict[str, Any]):
+  model = config.model
+  known = attention.settings(facts['mixer'])
+  qkv_width = model.qkv_width or model.width
+  settings = {
+    **settings,
+    'num_heads': facts['num_heads'],
+    'head_width': qkv_width // facts['num_heads'],
+    'dropout': model.attention_dropout,
+    'rotary': model.position == 'rotary',
+  }
+  if 'max_length' in known:
+    settings['max_length'] = config.data.max_length + (model.pooling == 'cls')
+  return encoder.LayerConfig(
+    mixer=facts['mixer'],
+    settings=tuple(sorted(settings.items())),
+    mlp_width=facts['mlp_width'],
+    activation=facts['activation'],
+    conv_width=model.conv_width,
+    share=facts['share'],
+  )
+
+
+def sequence_classifier(
+  config: ml_collections.ConfigDict, vocabulary_size: int, num_classes: int
+) -> classifier.Classifier:
+  """The classifier that `config` describes."""
+  model = config.model
+  return classifier.Classifier(
+    vocabulary_size=vocabulary_size,
+    num_classes=num_classes,
+    width=model.width,
+    layers=layer_configs(config),
+    max_length=config.data.max_length,
+    position='none' if model.position == 'rotary' else model.position,
+    pooling=model.pooling,
+    head_width=model.head_width,
+    norm_order=model.norm_order,
+    dropout=model.dropout,
+    dtype=DTYPES[model.dtype],
+    remat=model.remat,
+  )

@@ -1,0 +1,203 @@
+"""The encoder: a list of facts per layer, and the stack that obeys it.
+
+Hybrids, shared layers and pruned models are other lists, not other code. The
+parameters of layer i stand at `layer_i` (of a share group at `shared_NAME`),
+whatever runs around them, so that tools can take a model apart.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from effformer import attention, shapes
+from effformer.models import layers
+
+# A run of at least so many equal layers is compiled once and scanned. Below,
+# unrolling is faster to run and about as fast to compile.
+SCAN_FROM = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig:
+  """What one block is.
+
+  Attributes:
+    mixer: row of `attention.TABLE`.
+    settings: settings of the mixer, as sorted (name, value) pairs.
+    mlp_width: F of the feed-forward part.
+    activation: key of `layers.ACTIVATIONS`.
+    conv_width: taps of the depthwise convolution before the mixer, 0 = none.
+    share: blocks with the same non-empty group have the same parameters.
+  """
+
+  mixer: str
+  settings: tuple[tuple[str, Any], ...]
+  mlp_width: int
+  activation: str = 'gelu'
+  conv_width: int = 0
+  share: str = ''
+
+
+class Block(nn.Module):
+  """Mixer and feed-forward part, each with norm, dropout and residual.
+
+  Pre-LN (`x + f(LN(x))`, Xiong et al. 2020) or post-LN (`LN(x + f(x))`,
+  Vaswani et al. 2017).
+  """
+
+  layer: LayerConfig
+  norm_order: str = 'pre'
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x_BTD: jax.Array, *, tokens: shapes.Tokens, deterministic: bool
+  ) -> jax.Array:
+    layer = self.layer
+    mixer = attention.build(
+      layer.mixer,
+      module_name='mixer',
+      dtype=self.dtype,
+      **dict(layer.settings),
+    )
+
+    if layer.conv_width:
+      # On the residual stream: what it gathers reaches the layers above even
+      # where the mixer averages it away.
+      x_BTD = layers.DepthwiseConvolution(
+        layer.conv_width, dtype=self.dtype, name='conv'
+      )(x_BTD, tokens)
+    feed_forward = layers.FeedForward(
+      layer.mlp_width,
+      activation=layer.activation,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      name='mlp',
+    )
+    x_BTD = self._residual(
+      'norm_mixer',
+      lambda h_BTD: mixer(h_BTD, tokens=tokens, deterministic=deterministic),
+      x_BTD,
+      deterministic,
+    )
+    return self._residual(
+      'norm_mlp',
+      lambda h_BTD: feed_forward(h_BTD, deterministic=deterministic),
+      x_BTD,
+      deterministic,
+    )
+
+  def _residual(self, name, function, x_BTD, deterministic):
+    norm = nn.LayerNorm(dtype=self.dtype, name=name)
+    drop = nn.Dropout(self.dropout)
+    if self.norm_order == 'pre':
+      update_BTD = function(norm(x_BTD))
+      return x_BTD + drop(update_BTD, deterministic=deterministic)
+    update_BTD = function(x_BTD)
+    return norm(x_BTD + drop(update_BTD, deterministic=deterministic))
+
+
+class Encoder(nn.Module):
+  """A stack of blocks over embedded tokens, with the final norm of pre-LN.
+
+  Attributes:
+    layers: one `LayerConfig` a block.
+    norm_order: 'pre' or 'post'.
+    dropout: rate on each residual branch and hidden layer.
+    dtype: compute dtype; parameters are float32.
+    remat: recompute each block in the backward pass: activation memory of one
+      block instead of all, at about a third more time.
+  """
+
+  layers: tuple[LayerConfig, ...]
+  norm_order: str = 'pre'
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    *,
+    tokens: shapes.Tokens,
+    deterministic: bool = True,
+  ) -> jax.Array:
+    names = [
+      f'shared_{layer.share}' if layer.share else f'layer_{index}'
+      for index, layer in enumerate(self.layers)
+    ]
+    blocks, params = {}, {}
+    for name, layer in zip(names, self.layers, strict=True):
+      if name not in blocks:
+        blocks[name] = Block(
+          layer, self.norm_order, self.dropout, self.dtype, parent=None
+        )
+        params[name] = self._block_params(name, blocks[name], x_BTD, tokens)
+      elif blocks[name].layer != layer:
+        raise ValueError(
+          f'layers of share group {layer.share!r} differ: {layer} and '
+          f'{blocks[name].layer}'
+        )
+    key = None if deterministic else self.make_rng('dropout')
+
+    def apply(name, block_params, index, x_BTD):
+      rngs = (
+        None if key is None else {'dropout': jax.random.fold_in(key, index)}
+      )
+      return blocks[name].apply(
+        {'params': block_params},
+        x_BTD,
+        tokens=tokens,
+        deterministic=deterministic,
+        rngs=rngs,
+      )
+
+    if self.remat:
+      apply = jax.checkpoint(apply, static_argnums=0)
+    for _, run in itertools.groupby(enumerate(self.layers), lambda e: e[1]):
+      indices = [index for index, _ in run]
+      x_BTD = _apply_run(apply, names, params, indices, x_BTD)
+    if self.norm_order == 'pre':
+      x_BTD = nn.LayerNorm(dtype=self.dtype, name='norm_out')(x_BTD)
+    return x_BTD
+
+  def _block_params(self, name, block, x_BTD, tokens):
+    if self.is_initializing():
+      return self.param(name, _init_block, block, x_BTD, tokens)
+    # Not by self.param: it would trace the initialiser at every call.
+    return self.get_variable('params', name)
+
+
+def _init_block(rng, block, x_BTD, tokens):
+  variables = block.init(rng, x_BTD, tokens=tokens, deterministic=True)
+  return variables['params']
+
+
+def _apply_run(apply, names, params, indices, x_BTD):
+  """Applies consecutive blocks of equal configuration."""
+  first = names[indices[0]]
+  if len(indices) < SCAN_FROM:
+    for index in indices:
+      x_BTD = apply(names[index], params[names[index]], index, x_BTD)
+    return x_BTD
+  index_N = jnp.asarray(indices)
+  if names[indices[-1]] == first:
+
+    def shared_body(x_BTD, index):
+      return apply(first, params[first], index, x_BTD), None
+
+    return jax.lax.scan(shared_body, x_BTD, index_N)[0]
+
+  def body(x_BTD, element):
+    block_params, index = element
+    return apply(first, block_params, index, x_BTD), None
+
+  run_params = [params[names[index]] for index in indices]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *run_params)
+  return jax.lax.scan(body, x_BTD, (stacked, index_N))[0]

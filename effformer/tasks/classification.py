@@ -1,0 +1,64 @@
+"""Classification of sequences: cross-entropy, accuracy, any encoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from effformer import data
+from effformer.tasks import task
+
+
+def make(
+  name: str,
+  dataset: data.Dataset,
+  encode: Callable[[bytes, int], np.ndarray],
+  model: nn.Module,
+  max_length: int,
+  floors: Callable[[], dict[str, float]],
+) -> task.Task:
+  """Joins a data set of labelled sequences with a classifier.
+
+  The loss of an example is `-log softmax(logits)[label]`, in nats.
+  """
+
+  def init(key: jax.Array) -> Any:
+    ids_BT = jnp.zeros((1, max_length), jnp.int32)
+    lengths_B = jnp.full((1,), max_length, jnp.int32)
+    return model.init(key, ids_BT, lengths_B)['params']
+
+  def per_example(logits_BC, batch):
+    label_B = batch['label_B']
+    return {
+      'loss': optax.softmax_cross_entropy_with_integer_labels(
+        logits_BC, label_B
+      ),
+      'accuracy': (jnp.argmax(logits_BC, axis=-1) == label_B).astype(
+        jnp.float32
+      ),
+    }
+
+  def objective(params, batch, key):
+    logits_BC = model.apply(
+      {'params': params},
+      batch['ids_BT'],
+      batch['lengths_B'],
+      deterministic=False,
+      rngs={'dropout': key},
+    )
+    values = jax.tree.map(jnp.mean, per_example(logits_BC, batch))
+    return values.pop('loss'), values
+
+  def measure(params, batch):
+    logits_BC = model.apply(
+      {'params': params}, batch['ids_BT'], batch['lengths_B']
+    )
+    return per_example(logits_BC, batch)
+
+  return task.Task(
+    name, dataset, encode, model, init, objective, measure, floors
+  )

@@ -1,0 +1,38 @@
+"""A task: data, features, model, loss, measures, floors, as one plain value."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from effformer import data
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What the loop needs to know, and all it knows, of a problem.
+
+  Attributes:
+    name: row of `tasks.TABLE`.
+    dataset: the splits and where they came from.
+    encode: (text, max_length) -> ids [T], at most max_length of them.
+    model: the network.
+    init: key -> params.
+    objective: (params, batch, key) -> (loss, values), means over the batch.
+    measure: (params, batch) -> per-example values [B] of an evaluation.
+    floors: () -> name -> accuracy on the test split of trivial models.
+    select: the measure whose highest validation value names the best step.
+  """
+
+  name: str
+  dataset: data.Dataset
+  encode: Callable[[bytes, int], np.ndarray]
+  model: nn.Module
+  init: Callable[[jax.Array], Any]
+  objective: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+  measure: Callable[[Any, Any], dict[str, jax.Array]]
+  floors: Callable[[], dict[str, float]]
+  select: str = 'accuracy'

@@ -1,0 +1,129 @@
+"""result.json: what a finished run achieved, with all that qualifies it."""
+
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import jax
+
+import effformer
+from effformer.train import loop, state
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+
+
+def versions() -> dict[str, str]:
+  """The versions of what a result depends on."""
+  known = {name: metadata.version(name) for name in PACKAGES}
+  return {
+    'python': platform.python_version(),
+    'effformer': effformer.__version__,
+    **known,
+  }
+
+
+def commit() -> str | None:
+  """The commit of the checkout in use, '-dirty' if tracked files differ.
+
+  None where the code does not run from a git checkout.
+  """
+  root = pathlib.Path(effformer.__file__).resolve().parent.parent
+  if not (root / '.git').exists():
+    return None
+
+  def git(*arguments: str) -> str:
+    command = ['git', '-C', str(root), *arguments]
+    return subprocess.run(
+      command, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
+
+  try:
+    name = git('rev-parse', 'HEAD')
+    changed = git('status', '--porcelain', '--untracked-files=no')
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return f'{name}-dirty' if changed else name
+
+
+def device() -> str:
+  """Kind and number of the devices, such as `cpu x 1`."""
+  kind = jax.devices()[0].device_kind
+  return f'{kind} x {jax.device_count()}'
+
+
+def make(
+  run: loop.Run,
+  final: state.TrainState,
+  validation: dict[str, Any],
+  test: dict[str, Any],
+  floors: dict[str, float],
+) -> dict[str, Any]:
+  """The content of result.json.
+
+  Args:
+    run: the finished run.
+    final: its last state.
+    validation: the validation row of the parameters that were tested.
+    test: their values on the test split.
+    floors: accuracies of trivial models on the test split.
+  """
+  config, clock = run.config, run.clock
+  dataset = run.task.dataset
+  return {
+    'task': run.task.name,
+    'dataset': dataset.name,
+    'origin': dataset.origin,
+    'stand_in': dataset.stand_in,
+    'fingerprints': dict(dataset.fingerprints),
+    'mechanism': config.mixer.name,
+    'preset': config.preset,
+    'quick': config.quick,
+    'seed': config.seed,
+    'steps': config.train.num_steps,
+    'batch_size': config.train.batch_size,
+    'max_length': config.data.max_length,
+    'num_params': state.num_params(run.abstract.params),
+    'state_sha256': state.digest(final),
+    'select': config.train.select,
+    'selected_step': validation['step'],
+    'validation': {
+      key: value
+      for key, value in validation.items()
+      if key not in ('step', 'split')
+    },
+    'test': test,
+    'floors': floors,
+    'steps_per_second': round(clock.steps_per_second(), 4),
+    'seconds': {
+      'compilation': round(clock.compilation, 2),
+      'train': round(clock.train, 2),
+      'waiting_for_data': round(clock.waiting, 2),
+      'evaluation': round(clock.evaluation, 2),
+      'saving': round(clock.saving, 2),
+    },
+    'device': device(),
+    'versions': versions(),
+    'commit': commit(),
+  }
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+  """The result for people: the score beside its floors, and what it is."""
+  test, validation = result['test'], result['validation']
+  data = 'STAND-IN DATA (not a score)' if result['stand_in'] else 'real data'
+  return [
+    f'test accuracy       {100 * test["accuracy"]:.2f}  of {test["count"]} '
+    f'examples, loss {test["loss"]:.4f}; {data}',
+    f'validation accuracy {100 * validation["accuracy"]:.2f}  of '
+    f'{validation["count"]} examples, step {result["selected_step"]} '
+    f'({result["select"]})',
+    *(
+      f'floor               {100 * value:.2f}  {name}'
+      for name, value in sorted(result['floors'].items(), key=lambda e: e[1])
+    ),
+    f'{result["task"]}, {result["mechanism"]}, preset {result["preset"]}'
+    f'{", quick" if result["quick"] else ""}, seed {result["seed"]}, '
+    f'{result["num_params"]:,} parameters, {result["steps"]} steps',
+  ]

@@ -1,0 +1,144 @@
+"""From config and task to everything a run needs: mesh, state, programs."""
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from effformer.tasks.task import Task
+from effformer.train import (
+  evaluation,
+  optimiser,
+  screen,
+  sharding,
+  state,
+  step,
+)
+
+
+class Program(NamedTuple):
+  """The compiled and jitted parts of a run, and what they were made from.
+
+  Attributes:
+    mesh: the devices.
+    abstract: shapes and shardings of the state.
+    first_state: () -> the state before the first step.
+    lower_train_step: () -> the lowered training step.
+    eval_step: jitted (params, batch) -> sums.
+  """
+
+  mesh: jax.sharding.Mesh
+  abstract: state.TrainState
+  first_state: Any
+  lower_train_step: Any
+  eval_step: Any
+
+
+def build(
+  config: ml_collections.ConfigDict,
+  task: Task,
+  devices: Sequence[jax.Device] | None = None,
+) -> Program:
+  """Shapes and programs of a run; nothing is computed or compiled yet.
+
+  Args:
+    config: the locked config.
+    task: data, model and measures.
+    devices: what the mesh is made of; None for all there are.
+
+  Raises:
+    ConfigError: mesh or batch sizes do not fit the devices.
+  """
+  train = config.train
+  mesh = sharding.make_mesh(config.mesh, devices)
+  sharding.check_batch(
+    'train.batch_size', train.batch_size, mesh.size * train.accumulate_steps
+  )
+  sharding.check_batch(
+    'train.eval_batch_size', train.eval_batch_size, mesh.size
+  )
+  transform = optimiser.build(train)
+  make_state = functools.partial(
+    state.initial, task.init, transform, config.seed
+  )
+  shapes = jax.eval_shape(make_state)
+  shardings = sharding.state(mesh, shapes)
+  abstract = jax.tree.map(
+    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+    shapes,
+    shardings,
+  )
+  train_step = jax.jit(
+    step.make_train_step(
+      task.objective,
+      transform,
+      optimiser.learning_rate(train),
+      seed=config.seed,
+      accumulate_steps=train.accumulate_steps,
+    ),
+    donate_argnums=0,
+    out_shardings=(shardings, sharding.replicated(mesh)),
+  )
+  eval_step = jax.jit(
+    evaluation.make_eval_step(task.measure),
+    out_shardings=sharding.replicated(mesh),
+  )
+  batch = abstract_batch(mesh, train.batch_size, config.data.max_length)
+  return Program(
+    mesh,
+    abstract,
+    jax.jit(make_state, out_shardings=shardings),
+    lambda: train_step.lower(abstract, batch),
+    eval_step,
+  )
+
+
+def abstract_batch(
+  mesh: jax.sharding.Mesh, batch_size: int, max_length: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and shardings of a training batch on the devices."""
+  where = sharding.batch(mesh)
+  # index_B is int64 on the host; jax holds it in 32 bits.
+  index_dtype = jax.dtypes.canonicalize_dtype(jnp.int64)
+  kinds = {
+    'ids_BT': ((batch_size, max_length), jnp.int32),
+    'lengths_B': ((batch_size,), jnp.int32),
+    'label_B': ((batch_size,), jnp.int32),
+    'weight_B': ((batch_size,), jnp.float32),
+    'index_B': ((batch_size,), index_dtype),
+  }
+  return {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    for name, (shape, dtype) in kinds.items()
+  }
+
+
+def compile_train_step(
+  program: Program, console: screen.Screen, clock: screen.Clock
+) -> jax.stages.Compiled:
+  """Compiles the training step, with signs of life."""
+  start = time.monotonic()
+  with console.heartbeat('compiling the training step'):
+    compiled = program.lower_train_step().compile()
+  clock.compilation += time.monotonic() - start
+  console.say(
+    f'compiled in {screen.duration(clock.compilation)}; memory on each '
+    f'device {memory(compiled)}'
+  )
+  return compiled
+
+
+def memory(compiled: jax.stages.Compiled) -> str:
+  """State, batch and temporary bytes of a compiled step, for people."""
+  analysis = compiled.memory_analysis()
+  if analysis is None:
+    return 'unknown'
+  mebi = 2**20
+  return (
+    f'{analysis.argument_size_in_bytes / mebi:.1f} MiB state and batch + '
+    f'{analysis.temp_size_in_bytes / mebi:.1f} MiB temporary'
+  )

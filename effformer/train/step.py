@@ -1,0 +1,82 @@
+"""The jitted step: gradient, guard against non-finite values, update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from effformer.train import state as state_lib
+from effformer.train.optimiser import Schedule
+
+# (params, batch, key) -> (loss, values to report); both means over the batch.
+Objective = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, Any]]]
+
+
+def make_train_step(
+  objective: Objective,
+  optimiser: optax.GradientTransformation,
+  schedule: Schedule,
+  *,
+  seed: int,
+  accumulate_steps: int = 1,
+) -> Callable[[state_lib.TrainState, Any], tuple[state_lib.TrainState, dict]]:
+  """A function (state, batch) -> (state, metrics), to be jitted.
+
+  With `accumulate_steps` > 1 the batch is cut into so many equal parts whose
+  gradients are averaged: the same update at a fraction of the memory. Where
+  the loss or the gradient norm is not finite, `finite` is 0 and parameters
+  and optimiser state stay as they were; only the step moves on.
+  """
+  gradient = jax.value_and_grad(objective, has_aux=True)
+
+  def accumulated(params, batch, key):
+    if accumulate_steps == 1:
+      return gradient(params, batch, key)
+
+    # Part a takes the rows a, a + A, ...: this cut leaves every device with
+    # its own rows, a contiguous one would move them.
+    def parts(leaf):
+      rows = leaf.shape[0] // accumulate_steps
+      cut = leaf.reshape(rows, accumulate_steps, *leaf.shape[1:])
+      return jnp.swapaxes(cut, 0, 1)
+
+    def body(total, element):
+      part, index = element
+      result = gradient(params, part, jax.random.fold_in(key, index))
+      return jax.tree.map(jnp.add, total, result), None
+
+    batches = jax.tree.map(parts, batch)
+    indices = jnp.arange(accumulate_steps)
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    shapes = jax.eval_shape(gradient, params, first, key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(body, zeros, (batches, indices))
+    return jax.tree.map(lambda leaf: leaf / accumulate_steps, total)
+
+  def train_step(state, batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    (loss, values), grads = accumulated(state.params, batch, key)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    rate = schedule(state.step)
+    direction, opt_state = optimiser.update(
+      grads, state.opt_state, state.params
+    )
+    params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (params, opt_state),
+      (state.params, state.opt_state),
+    )
+    metrics = {
+      'loss': loss,
+      **values,
+      'grad_norm': norm,
+      'learning_rate': rate,
+      'finite': finite,
+    }
+    return state_lib.TrainState(params, opt_state, state.step + 1), metrics
+
+  return train_step

@@ -1,0 +1,1 @@
+"""Scripts that make every number we publish; run as python -m experiments.X."""

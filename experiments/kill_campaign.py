@@ -1,0 +1,132 @@
+"""R2: kill a run at random times until it is done; same bytes at the end?
+
+  python -m experiments.kill_campaign --kills=100 --workdir=runs/kills \
+    --csv=experiments/results/kill_campaign.csv
+
+One run is left alone. Then runs with the same config are started and killed
+by SIGKILL after a time drawn uniformly from the wall time of a whole run (so
+imports, compilation, steps, saves and evaluations are all hit), and started
+again until they finish. Compared are `state_sha256`, the test scores and the
+bytes of metrics.jsonl; every training step must stand there exactly once. About
+eight seconds a kill on two cores. Exit code 1 if anything differs.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from experiments import tiny
+
+NUM_STEPS = 300
+SAVE_EVERY = 25
+
+
+def command(workdir: pathlib.Path, data: pathlib.Path) -> list[str]:
+  return tiny.command(
+    workdir,
+    data,
+    train__num_steps=NUM_STEPS,
+    train__eval_every_steps=50,
+    train__checkpoint_every_steps=SAVE_EVERY,
+  )
+
+
+def run_once(arguments: list[str], kill_after: float | None) -> int:
+  """Starts the run and kills it after so many seconds; its exit code."""
+  process = tiny.start(arguments)
+  try:
+    output, _ = process.communicate(timeout=kill_after)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    process.communicate()
+    return -signal.SIGKILL
+  if process.returncode:
+    print(output[-2000:])
+  return process.returncode
+
+
+def outcome(workdir: pathlib.Path) -> dict:
+  result = tiny.result(workdir)
+  return {
+    'state_sha256': result['state_sha256'],
+    'test': result['test'],
+    'metrics': (workdir / 'metrics.jsonl').read_bytes(),
+  }
+
+
+def steps_once(workdir: pathlib.Path) -> bool:
+  steps = [row['step'] for row in tiny.rows(workdir, 'train')]
+  return steps == list(range(1, NUM_STEPS + 1))
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--kills', type=int, default=100)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--workdir', type=pathlib.Path, default='runs/kills')
+  parser.add_argument('--csv', type=pathlib.Path, help='write the figures')
+  options = parser.parse_args()
+  workdir = options.workdir.resolve()
+  data = workdir / 'data'
+  tiny.write_data(data)
+  generator = random.Random(options.seed)
+  # Twice: the first start compiles, the second finds the programs cached, as
+  # the restarts will.
+  for name in ('warm', 'alone'):
+    start = time.monotonic()
+    code = run_once(command(workdir / name, data), None)
+    wall = time.monotonic() - start
+    if code:
+      print(f'the run that was left alone exited {code}')
+      return 1
+  alone = outcome(workdir / 'alone')
+  kills, runs, differing, failures = 0, 0, 0, 0
+  print(f'a whole run takes {wall:.1f} s; {options.kills} kills to go')
+  while kills < options.kills:
+    folder = workdir / f'killed-{runs}'
+    while True:
+      limit = generator.uniform(0, wall) if kills < options.kills else None
+      code = run_once(command(folder, data), limit)
+      if code != -signal.SIGKILL:
+        break
+      kills += 1
+      print(f'run {runs}: killed after {limit:.1f} s ({kills})', flush=True)
+    runs += 1
+    if code:
+      failures += 1
+      print(f'run {runs - 1} exited {code} by itself')
+      continue
+    same = outcome(folder) == alone and steps_once(folder)
+    differing += not same
+    print(f'run {runs - 1}: {"same bytes" if same else "DIFFERENT"}')
+  facts = tiny.result(workdir / 'alone')
+  figures = {
+    'kills': kills,
+    'runs': runs,
+    'divergences': differing,
+    'failures': failures,
+    'steps_exactly_once': steps_once(workdir / 'alone'),
+    'wall_seconds_of_a_run': round(wall, 1),
+    'steps': NUM_STEPS,
+    'checkpoint_every_steps': SAVE_EVERY,
+    'seed': options.seed,
+    'commit': facts['commit'],
+    'device': facts['device'],
+  }
+  print(json.dumps(figures, indent=2))
+  if options.csv:
+    with options.csv.open('w', newline='') as file:
+      writer = csv.DictWriter(file, figures, lineterminator='\n')
+      writer.writeheader()
+      writer.writerow(figures)
+  return int(bool(differing or failures or not figures['steps_exactly_once']))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,184 @@
+"""The generated blocks of README.md: the catalogue, and the measured results.
+
+  python -m experiments.readme_tables           writes them
+  python -m experiments.readme_tables --check   exit code 1 if they differ
+
+The catalogue comes from the mechanisms themselves (docstring, capabilities,
+parameters of one layer), results from the CSV files in experiments/results.
+"""
+
+import argparse
+import csv
+import dataclasses
+import inspect
+import pathlib
+import re
+import statistics
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from effformer import attention, shapes
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = ROOT / 'README.md'
+RESULTS = ROOT / 'experiments' / 'results'
+# The layer whose parameters the catalogue counts.
+LENGTH, WIDTH, HEADS = 1024, 256, 4
+CAPABILITIES = ('causal', 'cross', 'streaming', 'packing', 'rotary')
+
+
+def catalogue() -> list[str]:
+  """One row a mechanism: paper, cost, capabilities, parameters it adds."""
+  added = {name: _parameters(name) for name in attention.TABLE}
+  lines = [
+    '| mechanism | what it is | cost in T | ' + ' | '.join(CAPABILITIES) + ' | '
+    'own parameters |',
+    '| --- | --- | --- |' + ' --- |' * (len(CAPABILITIES) + 1),
+  ]
+  for name, mechanism in attention.TABLE.items():
+    module = inspect.getmodule(mechanism)
+    about = ' '.join(module.__doc__.split('\n\n')[0].split()).rstrip('.')
+    cost = re.search(r'Cost:\s+(.*?)\.\s', module.__doc__, re.DOTALL)
+    supports = dataclasses.asdict(mechanism.supports)
+    marks = ['✓' if supports[c] else '' for c in CAPABILITIES]
+    path = pathlib.Path(module.__file__).relative_to(ROOT)
+    lines.append(
+      f'| [`{name}`]({path}) | {about} | {" ".join(cost[1].split())} | '
+      f'{" | ".join(marks)} | {added[name]:,} |'
+    )
+  lines += [
+    '',
+    f'Own parameters: beyond the four projections, in one layer of width '
+    f'{WIDTH} with {HEADS} heads for {LENGTH:,} tokens, at the',
+    'default settings. What is not declared raises `NotImplementedError` with '
+    'the name of the capability.',
+  ]
+  return lines
+
+
+def _parameters(name: str) -> int:
+  module = attention.build(name, num_heads=HEADS)
+  tokens = shapes.Tokens.from_lengths(jnp.array([LENGTH]), LENGTH)
+  x_BTD = jax.ShapeDtypeStruct((1, LENGTH, WIDTH), jnp.float32)
+  params = jax.eval_shape(
+    lambda x: module.init(jax.random.key(0), x, tokens=tokens), x_BTD
+  )
+  total = sum(leaf.size for leaf in jax.tree.leaves(params))
+  return total - 4 * WIDTH * WIDTH
+
+
+def results() -> list[str]:
+  """Scores of the quick runs, then what was measured about the loop."""
+  lines = []
+  scores = [
+    row for name in ('quick_text', 'quick_listops') for row in _read(name)
+  ]
+  if scores:
+    lines += _scores(scores)
+  lines += _reliability()
+  return lines
+
+
+def _scores(rows: list[dict[str, str]]) -> list[str]:
+  lines = [
+    'The quick runs (`quick` shrinks the recipe to minutes on two CPU cores: '
+    'these are checks, not LRA scores), on real data,',
+    'test accuracy in percent, mean ± standard deviation over seeds '
+    '(`python -m experiments.quick_scores`):',
+    '',
+    '| task | mechanism | test | highest floor | majority | seeds | '
+    'parameters | steps |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- |',
+  ]
+  groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+  for row in rows:
+    groups.setdefault((row['task'], row['mechanism']), []).append(row)
+  for (task, mechanism), group in groups.items():
+    tests = [float(row['test_accuracy']) for row in group]
+    spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
+    first = group[0]
+    floor = statistics.mean(float(row['floor']) for row in group)
+    lines.append(
+      f'| {task} | {mechanism} | {statistics.mean(tests):.1f} ± {spread:.1f} | '
+      f'{floor:.1f} ({first["floor_name"].replace("_", " ")}) | '
+      f'{first["majority"]} | {len(group)} | {int(first["num_params"]):,} | '
+      f'{first["steps"]} of {first["batch_size"]} |'
+    )
+  return [*lines, '']
+
+
+def _reliability() -> list[str]:
+  lines = []
+  for row in _read('kill_campaign'):
+    lines.append(
+      f'- **{row["kills"]} random SIGKILLs over {row["runs"]} runs: '
+      f'{row["divergences"]} divergences** in state, scores or metrics '
+      '(`python -m experiments.kill_campaign`).'
+    )
+  devices = _read('devices')
+  if devices:
+    worst = max(
+      float(row['largest_relative_loss_difference']) for row in devices
+    )
+    lines.append(
+      f'- {len(devices)} pairs of device counts and processes, saved on one '
+      f'and restored on the other: losses agree to {worst:.0e} '
+      '(`python -m experiments.devices`).'
+    )
+  full = _read('disk_full')
+  if full:
+    same = sum(row['same_bytes'] == 'True' for row in full)
+    lines.append(
+      f'- {same} of {len(full)} runs that met a full disk went on to the same '
+      'bytes once there was room (`python -m experiments.disk_full`).'
+    )
+  for row in _read('loop_overhead'):
+    lines.append(
+      f'- The loop runs at {float(row["median_ratio"]):.3f} of the rate of the '
+      f'bare compiled step ({row["mechanism"]}, quick), with '
+      f'{100 * float(row["waiting_for_data"]):.1f}% of its time waiting for '
+      'data (`python -m experiments.loop_overhead`).'
+    )
+  return lines
+
+
+def _read(name: str) -> list[dict[str, str]]:
+  path = RESULTS / f'{name}.csv'
+  if not path.exists():
+    return []
+  with path.open(newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def rendered(text: str) -> str:
+  """The README with fresh blocks."""
+  for name, block in (('mechanisms', catalogue()), ('results', results())):
+    pattern = rf'(<!-- {name}: .*? -->\n).*?(<!-- end -->)'
+    body = '\n'.join(block)
+    text, count = re.subn(
+      pattern,
+      lambda match, body=body: f'{match[1]}\n{body}\n\n{match[2]}',
+      text,
+      count=1,
+      flags=re.DOTALL,
+    )
+    assert count == 1, f'README.md has no block {name}'
+  return text
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--check', action='store_true')
+  options = parser.parse_args()
+  before = README.read_text()
+  after = rendered(before)
+  if options.check:
+    return int(before != after)
+  README.write_text(after)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,88 @@
+"""The command line: exit codes, short messages, no tracebacks."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from effformer import errors, main
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = f'--config={ROOT}/configs/lra_text.py:linear,quick'
+
+
+def run(capsys, *arguments):
+  code = main.main(['effformer', *arguments])
+  return code, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ([], '--config'),
+    (['--confg=x'], 'confg'),
+    ([CONFIG, 'stray'], 'stray'),
+    ([CONFIG, '--mode=trian'], 'trian'),
+    ([CONFIG + ',preset=modren'], 'modern'),
+    ([CONFIG.replace('linear', 'lineer')], 'linear'),
+    ([CONFIG, '--config.train.num_step=3'], 'train.num_steps'),
+    ([CONFIG, '--config.train.num_steps=many'], 'train.num_steps'),
+    ([CONFIG, '--config.model.num_heads=3'], 'model.num_heads'),
+    (['--config=nowhere.py'], 'nowhere.py'),
+  ],
+)
+def test_a_mistake_is_one_short_message(capsys, arguments, words):
+  code, captured = run(capsys, *arguments)
+  assert code == errors.ConfigError.exit_code == 2
+  assert words in captured.err
+  assert 'Traceback' not in captured.err
+  assert 1 <= len(captured.err.strip().splitlines()) <= 5
+
+
+def test_debug_shows_the_traceback():
+  with pytest.raises(errors.ConfigError):
+    main.main(['effformer', '--config=nowhere.py', '--debug'])
+
+
+def test_help_lists_flags_and_exit_codes(capsys):
+  code, captured = run(capsys, '--help')
+  assert code == 0
+  for words in ('--config', '--workdir', '--mode', '143'):
+    assert words in captured.out
+
+
+def test_missing_data_is_exit_3(capsys, tmp_path):
+  code, captured = run(
+    capsys,
+    CONFIG,
+    f'--workdir={tmp_path / "run"}',
+    f'--config.data.train={tmp_path / "nothing.jsonl"}',
+  )
+  assert code == errors.DataError.exit_code == 3
+  assert 'nothing.jsonl' in captured.err
+  assert len(captured.err.strip().splitlines()) <= 5
+
+
+def test_unwritable_workdir_is_exit_4(capsys, tmp_path):
+  (tmp_path / 'file').write_text('')
+  code, captured = run(capsys, CONFIG, f'--workdir={tmp_path / "file" / "run"}')
+  assert code == errors.CheckpointError.exit_code == 4
+  assert '--workdir' in captured.err
+
+
+def test_a_wrong_config_does_not_wait_for_jax():
+  program = (
+    'import sys; from effformer import main\n'
+    'code = main.main(["effformer", "--config=nowhere.py"])\n'
+    'assert "jax" not in sys.modules, "jax was imported"\n'
+    'sys.exit(code)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2, done.stderr

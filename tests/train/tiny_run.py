@@ -1,0 +1,102 @@
+"""A tiny run on generated text: config, data, task, stop, screen."""
+
+import io
+import random
+
+import ml_collections
+import rich.console
+
+from configs import common
+from effformer import data, tasks
+from effformer.data import dataset as dataset_lib
+from effformer.models import build
+from effformer.tasks import classification
+from effformer.train import screen
+
+LENGTH = 16
+WORDS = (b'good', b'bad', b'the', b'film')
+
+
+def tiny_config(**keys) -> ml_collections.ConfigDict:
+  """A config of seconds; `keys` are dotted names with _ for the dot."""
+  config = common.base(common.Choice('linear', 'modern', True))
+  with config.unlocked():
+    config.task = 'text'
+  config.update_from_flattened_dict(
+    {
+      'model.num_layers': 1,
+      'model.width': 12,
+      'model.num_heads': 3,
+      'model.mlp_width': 10,
+      'model.dropout': 0.1,
+      'data.max_length': LENGTH,
+      'data.num_threads': 0,
+      'train.num_steps': 12,
+      'train.batch_size': 4,
+      'train.eval_batch_size': 4,
+      'train.learning_rate': 1e-2,
+      'train.warmup_steps': 2,
+      'train.eval_every_steps': 4,
+      'train.checkpoint_every_steps': 3,
+      'train.log_every_steps': 1,
+      **{key.replace('__', '.'): value for key, value in keys.items()},
+    }
+  )
+  return config.lock()
+
+
+def examples(count: int, seed: int) -> dataset_lib.MemorySource:
+  generator = random.Random(seed)
+  rows = []
+  for index in range(count):
+    words = generator.choices(WORDS, k=generator.randint(1, 4))
+    label = int(words.count(b'good') > words.count(b'bad'))
+    rows.append(
+      {'text': b' '.join(words), 'label': label, 'id': f'{seed}:{index}'}
+    )
+  return dataset_lib.MemorySource(rows)
+
+
+def tiny_dataset() -> data.Dataset:
+  splits = {
+    'train': examples(20, 0),
+    'validation': examples(10, 1),
+    'test': examples(9, 2),
+  }
+  return data.Dataset(
+    name='tiny',
+    stand_in=False,
+    origin='generated for a test',
+    notes=(),
+    num_classes=2,
+    label_names=(),
+    splits=splits,
+    fingerprints={name: 'none' for name in splits},
+  )
+
+
+def tiny_task(config: ml_collections.ConfigDict) -> tasks.Task:
+  dataset = tiny_dataset()
+  model = build.sequence_classifier(config, 257, 2)
+  return classification.make(
+    'text', dataset, data.ByteTokenizer().encode, model, LENGTH, dict
+  )
+
+
+class StopAt:
+  """A stop that is asked for when the loop reaches one of the steps."""
+
+  def __init__(self, *steps: int):
+    self._steps = steps
+    self.requested = False
+
+  def agree(self, step: int) -> bool:
+    self.requested = step in self._steps
+    return self.requested
+
+
+def quiet_screen() -> screen.Screen:
+  console = rich.console.Console(
+    file=io.StringIO(), markup=False, soft_wrap=True, highlight=False
+  )
+  return screen.Screen(console)
