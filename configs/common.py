@@ -244,7 +244,7 @@ def base(choice: Choice = DEFAULT) -> ml_collections.ConfigDict:
   float. `task` has to be set.
   """
   config = ml_collections.ConfigDict()
-  # Seed of parameters, batches, dropout and generated data.
+  # Seed of parameters, order of the examples, and dropout.
   config.seed = 0
   # What is learnt: 'text' (bytes, 2 classes) or 'listops' (10 classes).
   config.task = ''
@@ -351,7 +351,7 @@ def _train() -> ml_collections.ConfigDict:
   # After linear warmup: 'constant'; 'rsqrt', ~ 1 / sqrt(step) (LRA); or
   # 'cosine', to 0 at num_steps.
   train.schedule = 'cosine'
-  # Steps of linear warmup; 0 = none, num_steps at most.
+  # Steps of linear warmup; 0 = none. A shorter run ends within it.
   train.warmup_steps = 1000
   # Decoupled (AdamW): parameters lose learning_rate * weight_decay a step.
   train.weight_decay = 0.0

@@ -105,15 +105,15 @@ QUICK = {
   'model.attention_dropout': 0.0,
   'model.remat': False,
   'train.accumulate_steps': 1,
-  'train.num_steps': 300,
+  'train.num_steps': 120,
   'train.batch_size': 16,
-  'train.warmup_steps': 30,
-  'train.eval_every_steps': 100,
-  'train.checkpoint_every_steps': 100,
+  'train.warmup_steps': 12,
+  'train.eval_every_steps': 40,
+  'train.checkpoint_every_steps': 40,
   'train.log_every_steps': 10,
 }
 # Learning rate after the warmup, whatever the schedule.
-QUICK_PEAK = 2e-3
+QUICK_PEAK = 3e-3
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

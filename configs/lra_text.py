@@ -118,15 +118,15 @@ QUICK = {
   'model.attention_dropout': 0.0,
   'model.remat': False,
   'train.accumulate_steps': 1,
-  'train.num_steps': 800,
+  'train.num_steps': 600,
   'train.batch_size': 32,
-  'train.warmup_steps': 80,
+  'train.warmup_steps': 60,
   'train.eval_every_steps': 200,
   'train.checkpoint_every_steps': 200,
   'train.log_every_steps': 20,
 }
 # Learning rate after the warmup, whatever the schedule.
-QUICK_PEAK = 3e-3
+QUICK_PEAK = 6e-3
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

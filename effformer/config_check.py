@@ -49,12 +49,6 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
       'needs an even one',
       f'use for example {FLAG}model.width={model.width + 1}',
     )
-  if train.warmup_steps > train.num_steps:
-    refuse(
-      f'train.warmup_steps={train.warmup_steps} is more than '
-      f'train.num_steps={train.num_steps}',
-      f'add {FLAG}train.warmup_steps={train.num_steps // 10}',
-    )
   if config.mesh.data == config.mesh.fsdp == -1:
     refuse(
       'mesh.data=-1 and mesh.fsdp=-1 both ask for all devices that are left',
