@@ -106,7 +106,7 @@ QUICK = {
   'model.remat': False,
   'train.accumulate_steps': 1,
   'train.num_steps': 120,
-  'train.batch_size': 16,
+  'train.batch_size': 8,
   'train.warmup_steps': 12,
   'train.eval_every_steps': 40,
   'train.checkpoint_every_steps': 40,
