@@ -370,7 +370,7 @@ def _train() -> ml_collections.ConfigDict:
   train.eval_every_steps = 1000
   # Steps between checkpoints.
   train.checkpoint_every_steps = 1000
-  # Steps between lines of metrics.jsonl and on the screen.
+  # Steps between rows of metrics.jsonl.
   train.log_every_steps = 100
   # Newest checkpoints that are kept; the best is kept beside them.
   train.keep_checkpoints = 2

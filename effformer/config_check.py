@@ -42,7 +42,7 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
   for key, value in leaves(config):
     _check_value(key, value, schema)
   _check_layers(config, schema)
-  model, train = config.model, config.train
+  model = config.model
   if model.position == 'sinusoidal' and model.width % 2:
     refuse(
       f'model.width={model.width} is odd, but model.position=sinusoidal '

@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     return errors.Preempted.exit_code
   except errors.UserError as error:
     if values.is_parsed() and values.debug:
-      raise
+      traceback.print_exc()
     print(f'error: {error}', file=sys.stderr)
     return error.exit_code
   finally:
@@ -110,6 +111,18 @@ def _run(argv, values, stop) -> None:
     raise errors.ConfigError(
       f'argument {unknown[0]!r} is not understood; flags start with --.\n'
       f'See {_PROGRAM} --help.'
+    )
+  many = (values.num_processes, values.process_id)
+  if (values.coordinator is None) != (None in many):
+    raise errors.ConfigError(
+      '--coordinator, --num_processes and --process_id go together.\n'
+      'Give all three, or --distributed where the processes find each other.'
+    )
+  is_one_of_many = values.distributed or values.coordinator is not None
+  if is_one_of_many and values.mode != 'dry_run' and not values.workdir:
+    raise errors.ConfigError(
+      'several processes need one folder for their run.\n'
+      'Give all of them the same --workdir, on a disk that all can write.'
     )
   if not values.config:
     raise errors.ConfigError(
@@ -145,7 +158,7 @@ def _set_up_jax(values, stop) -> None:
     jax.config.update(
       'jax_compilation_cache_dir', str(pathlib.Path(home) / 'effformer/jax')
     )
-  if values.distributed or values.coordinator:
+  if values.distributed or values.coordinator is not None:
     try:
       jax.distributed.initialize(
         values.coordinator, values.num_processes, values.process_id

@@ -129,7 +129,8 @@ def main() -> int:
       writer.writeheader()
       for row in figures:
         writer.writerow({**row, 'commit': commit})
-  good = all(
+  # A limit that nobody met shows nothing.
+  good = any(row['first_exit_code'] == 4 for row in figures) and all(
     row['first_exit_code'] in (0, 4)
     and row['message_lines'] <= 5
     and not row['traceback']

@@ -72,7 +72,7 @@ def main() -> int:
   task = tasks.make(config)
   program = setup.build(config, task)
   console = screen.Screen()
-  compiled = setup.compile_train_step(program, console, screen.Clock())
+  compiled, _ = setup.compile_steps(program, console, screen.Clock())
   stop, rates = StopAt(), []
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)

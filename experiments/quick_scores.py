@@ -50,7 +50,9 @@ def command(options, mechanism: str, seed: int, workdir) -> list[str]:
 def row_of(result: dict, arguments: list[str]) -> dict:
   """One line of the table; the floor is the highest trivial model."""
   name, floor = max(result['floors'].items(), key=lambda item: item[1])
-  accuracy, seconds = result['test']['accuracy'], result['seconds']
+  accuracy = result['test']['accuracy']
+  seconds = result['seconds_of_last_start']
+  share = seconds['waiting_for_data'] / (seconds['train'] or 1.0)
   # Paths of one machine do not belong into a table.
   words = [
     word.replace(str(pathlib.Path(word.partition('=')[2]).parent), 'FOLDER')
@@ -68,7 +70,7 @@ def row_of(result: dict, arguments: list[str]) -> dict:
     'points_above_floor': round(100 * (accuracy - floor), 2),
     'majority': round(100 * result['floors']['majority'], 2),
     'train_seconds': seconds['train'],
-    'waiting_share': round(seconds['waiting_for_data'] / seconds['train'], 4),
+    'waiting_share': round(share, 4),
     'command': ' '.join(['python', *words]),
   }
   return {column: row[column] for column in COLUMNS}

@@ -72,9 +72,9 @@ def _parameters(name: str) -> int:
 def results() -> list[str]:
   """Scores of the quick runs, then what was measured about the loop."""
   lines = []
-  scores = [
-    row for name in ('quick_text', 'quick_listops') for row in _read(name)
-  ]
+  rows = [*_read('quick_text'), *_read('quick_listops')]
+  # A stand-in is no score.
+  scores = [row for row in rows if row['stand_in'] == 'False']
   if scores:
     lines += _scores(scores)
   lines += _reliability()
@@ -117,7 +117,7 @@ def _reliability() -> list[str]:
       f'{row["divergences"]} divergences** in state, scores or metrics '
       '(`python -m experiments.kill_campaign`).'
     )
-  devices = _read('devices')
+  devices = [row for row in _read('devices') if row['restored_on']]
   if devices:
     worst = max(
       float(row['largest_relative_loss_difference']) for row in devices
@@ -127,7 +127,7 @@ def _reliability() -> list[str]:
       f'and restored on the other: losses agree to {worst:.0e} '
       '(`python -m experiments.devices`).'
     )
-  full = _read('disk_full')
+  full = [r for r in _read('disk_full') if r['first_exit_code'] == '4']
   if full:
     same = sum(row['same_bytes'] == 'True' for row in full)
     lines.append(

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from effformer import errors, main
+from effformer.train import workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = f'--config={ROOT}/configs/lra_text.py:linear,quick'
@@ -40,9 +41,36 @@ def test_a_mistake_is_one_short_message(capsys, arguments, words):
   assert 1 <= len(captured.err.strip().splitlines()) <= 5
 
 
-def test_debug_shows_the_traceback():
-  with pytest.raises(errors.ConfigError):
-    main.main(['effformer', '--config=nowhere.py', '--debug'])
+def test_debug_shows_the_traceback(capsys):
+  code, captured = run(capsys, '--config=nowhere.py', '--debug')
+  assert code == 2
+  assert 'Traceback' in captured.err
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--num_processes=2', '--process_id=1'], '--coordinator'),
+    (['--coordinator=localhost:1'], '--num_processes'),
+    (['--distributed'], '--workdir'),
+  ],
+)
+def test_flags_of_several_processes_are_not_ignored(capsys, flags, words):
+  code, captured = run(capsys, CONFIG, *flags)
+  assert code == 2
+  assert words in captured.err
+
+
+def test_a_second_process_on_the_same_folder_is_refused(capsys, tmp_path):
+  with workdir.open_workdir(tmp_path):
+    code, captured = run(capsys, CONFIG, f'--workdir={tmp_path}')
+  assert code == 4
+  assert 'in use by pid' in captured.err
+
+
+def test_a_name_that_no_folder_can_have_is_exit_4(capsys):
+  code, _ = run(capsys, CONFIG, '--mode=eval', f'--workdir={"x" * 300}')
+  assert code == 4
 
 
 def test_help_lists_flags_and_exit_codes(capsys):

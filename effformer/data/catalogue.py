@@ -117,7 +117,12 @@ def data_folder(directory: str = '') -> pathlib.Path:
   folder = (
     directory or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   )
-  return pathlib.Path(folder).expanduser()
+  try:
+    return pathlib.Path(folder).expanduser()
+  except RuntimeError as error:
+    raise ConfigError(
+      f'data.directory={folder!r}: {error}\nGive an absolute path.'
+    ) from error
 
 
 def obtain(
@@ -160,7 +165,7 @@ def obtain(
       return builders.prepare(known.stand_in, folder), True
     raise DataError(
       f'the data of {name!r} are not here.\n{error}\n'
-      f'Put {imdb.URL} to {manual},\n'
+      f'Copy {imdb.URL} to {manual},\n'
       'or name your own files in data.train (and data.validation, data.test),'
       ' or allow generated text with data.stand_in=True.'
     ) from error

@@ -171,7 +171,9 @@ def read_file(path: pathlib.Path, check_text: CheckText | None = None) -> _File:
         row.id = row.id or f'{path.name}:{row.number}'
         rows.append(row)
   except FileNotFoundError:
-    raise DataError(f'no such file: {path}') from None
+    raise DataError(
+      f'no such file: {path}\nCorrect data.train, data.validation or data.test.'
+    ) from None
   except IsADirectoryError:
     raise DataError(f'{path} is a folder; a file is needed.') from None
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -229,7 +231,7 @@ def _json_row(number: int, line: str) -> _Row:
   if not isinstance(fields, dict):
     raise ValueError('not a JSON object')
   label = fields.get('label')
-  if label is None:
+  if label is None or label == '':
     raise ValueError('no label')
   if isinstance(label, bool) or not isinstance(label, int | str):
     raise ValueError('label is neither an integer nor a string')

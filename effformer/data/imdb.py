@@ -13,6 +13,7 @@ is refused as a whole.
 
 import hashlib
 import http.client
+import os
 import pathlib
 import re
 import tarfile
@@ -97,7 +98,12 @@ def download(folder: pathlib.Path) -> pathlib.Path:
   Raises:
     DataError: no connection within ten seconds, or not the official archive.
   """
-  target, part = folder / ARCHIVE, folder / f'{ARCHIVE}.part'
+  target = folder / ARCHIVE
+  if target.exists():
+    check_archive(target)
+    return target
+  # Of this process alone: another one may download at the same time.
+  part = folder / f'{ARCHIVE}.{os.getpid()}.part'
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:

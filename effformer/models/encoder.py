@@ -110,8 +110,10 @@ class Encoder(nn.Module):
     norm_order: 'pre' or 'post'.
     dropout: rate on each residual branch and hidden layer.
     dtype: compute dtype; parameters are float32.
-    remat: recompute each block in the backward pass: activation memory of one
-      block instead of all, at about a third more time.
+    remat: recompute each block in the backward pass: where layers are scanned,
+      activation memory of one block instead of all, at about a third more
+      time. Unrolled layers gain nothing on the CPU, whose compiler merges the
+      second computation with the first.
   """
 
   layers: tuple[LayerConfig, ...]

@@ -115,7 +115,8 @@ class Checkpoints:
     self._remove(set(steps[: -self._keep]) - set(keep_also))
 
   def discard_after(self, step: int) -> None:
-    """Deletes the checkpoints of all later steps, the newest first."""
+    """Deletes the checkpoints of all later steps, and unfinished ones."""
+    _together(self._delete_unfinished)
     self._remove(later for later in self.steps() if later > step)
 
   def restore_newest(self, like: Any) -> Restored | None:
@@ -163,8 +164,8 @@ class Checkpoints:
     except manifest.DamagedError as damage:
       raise errors.CheckpointError(
         f'damaged checkpoint {self._path(step)}: {damage}\n'
-        'Start the training command again: it sets the checkpoint aside and '
-        'goes on from the one before.'
+        'Put an intact copy back, or use the checkpoint of another step: '
+        f'{[other for other in self.steps() if other != step]}.'
       ) from damage
     return self._read(step, like)
 

@@ -47,6 +47,28 @@ def replace(path: str | os.PathLike, data: bytes) -> None:
     raise not_written(path, error) from error
 
 
+def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
+  """The object in a JSON file, None if there is no file.
+
+  Raises:
+    CheckpointError: the file cannot be read or holds no JSON object.
+  """
+  path = pathlib.Path(path)
+  try:
+    value = json.loads(path.read_bytes())
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    why = reason(error)
+  else:
+    if isinstance(value, dict):
+      return value
+    why = 'it holds no JSON object'
+  raise errors.CheckpointError(
+    f'{path} cannot be read: {why}\nPut an intact copy back, or delete it.'
+  )
+
+
 def not_written(path: str | os.PathLike, error: OSError):
   """Returns the CheckpointError for a file of the run that was not written."""
   return errors.CheckpointError(

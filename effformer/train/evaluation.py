@@ -41,7 +41,7 @@ def evaluate(
   """
   totals: dict[str, float] = {}
   for batch in batches:
-    # float64 on the host: the sum does not depend on how rows are batched.
+    # float64 on the host: sums of many batches lose nothing more.
     for name, value in jax.device_get(eval_step(params, batch)).items():
       totals[name] = totals.get(name, 0.0) + float(np.float64(value))
     after_batch()

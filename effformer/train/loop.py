@@ -20,6 +20,7 @@ from effformer.tasks.task import Task
 from effformer.train import (
   checkpoint,
   evaluation,
+  identity,
   preemption,
   records,
   screen,
@@ -45,7 +46,7 @@ class Run:
     abstract: shapes and shardings of the state.
     first_state: () -> the state before the first step.
     train_step: compiled (state, batch) -> (state, metrics).
-    eval_step: jitted (params, batch) -> sums.
+    eval_step: compiled (params, batch) -> sums.
     last, best: checkpoints of the whole state, of the best parameters.
     metrics: the rows of metrics.jsonl.
     board: the same for TensorBoard.
@@ -90,7 +91,6 @@ def evaluate(run: Run, params: Any, split: str) -> dict[str, float | int]:
     Preempted: asked to stop.
   """
   train = run.config.train
-
   source, size = run.task.dataset.splits[split], train.eval_batch_size
   done = 0
 
@@ -107,14 +107,17 @@ def evaluate(run: Run, params: Any, split: str) -> dict[str, float | int]:
     run.task.encode,
     batch_size=size,
     max_length=run.config.data.max_length,
+    num_threads=run.config.data.num_threads,
+    prefetch=run.config.data.prefetch,
     rows=sharding.local_rows(run.mesh, size),
   )
-  result = evaluation.evaluate(
-    run.eval_step,
-    params,
-    (sharding.to_devices(run.mesh, rows, size) for rows in batches),
-    after_batch,
-  )
+  with batches:
+    result = evaluation.evaluate(
+      run.eval_step,
+      params,
+      (sharding.to_devices(run.mesh, rows, size) for rows in batches),
+      after_batch,
+    )
   run.clock.evaluation += time.monotonic() - start
   run.clock.evaluated += result['count']
   return result
@@ -150,7 +153,9 @@ def _advance(run: Run, current: state.TrainState) -> state.TrainState:
       evaluation_due = _due(position, config.eval_every_steps, is_last)
       save_due = _due(position, config.checkpoint_every_steps, is_last)
       if evaluation_due or save_due or stop:
+        start = time.monotonic()
         _settle(run, pending, allowed=0)
+        run.clock.train += time.monotonic() - start
       if evaluation_due:
         _evaluate_once(run, current, position)
       if save_due or stop:
@@ -165,14 +170,15 @@ def _advance(run: Run, current: state.TrainState) -> state.TrainState:
       current, metrics = run.train_step(current, batch)
       position += 1
       pending.append((position, metrics))
-      if run.clock.steps:
-        _settle(run, pending, allowed=RUN_AHEAD)
-      else:
+      if not run.clock.steps:
         with run.screen.heartbeat('the first step', _at_least(run, position)):
-          _settle(run, pending, allowed=0)
+          jax.block_until_ready(metrics)
       run.clock.train += time.monotonic() - start
       run.clock.steps += 1
       run.clock.trained += config.batch_size
+      start = time.monotonic()
+      _settle(run, pending, allowed=RUN_AHEAD if run.clock.steps > 1 else 0)
+      run.clock.train += time.monotonic() - start
   finally:
     batches.close()
 
@@ -259,8 +265,8 @@ def _not_finite(
       f'loss {row["loss"]} or gradient norm {row["grad_norm"]} is not finite '
       f'at step {position}.\n'
       f'Its training examples: {_example_ids(run, position)}.\n'
-      'Lower train.learning_rate, set train.clip_norm, or choose '
-      "train.nonfinite='skip' or 'rollback'."
+      'Go on with --config.train.nonfinite=skip or rollback, or lower '
+      'train.learning_rate in another --workdir.'
     )
   if policy == 'rollback':
     raise _RollBack(position)
@@ -273,8 +279,9 @@ def _not_finite(
   last_ones = range(position - MAX_SKIPS_IN_A_ROW + 1, position + 1)
   if skipped.issuperset(last_ones):
     raise errors.NonFiniteError(
-      f'{MAX_SKIPS_IN_A_ROW} steps in a row were not finite, the last of them '
-      f'{position}.\nLower train.learning_rate or set train.clip_norm.'
+      f'{MAX_SKIPS_IN_A_ROW} steps in a row were not finite, the last of '
+      f'them {position}.\nLower train.learning_rate or set train.clip_norm, '
+      'in another --workdir.'
     )
 
 
@@ -306,7 +313,7 @@ def _rolled_back(run: Run, bad: int) -> state.TrainState:
   if len(events) == MAX_ROLLBACKS:
     raise errors.NonFiniteError(
       f'step {bad} is not finite after {MAX_ROLLBACKS} rollbacks.\n'
-      'Lower train.learning_rate or set train.clip_norm.'
+      'Lower train.learning_rate or set train.clip_norm, in another --workdir.'
     )
   target = (bad - 1) // every * every
   if target:
@@ -327,6 +334,9 @@ def _rolled_back(run: Run, bad: int) -> state.TrainState:
 def _evaluate_once(run: Run, current: state.TrainState, position: int) -> None:
   """Validation at this step, unless its row stands already."""
   if any(row['step'] == position for row in run.metrics.rows('validation')):
+    # A kill may have come between the row and its parameters.
+    if best_row(run)['step'] == position:
+      run.best.save(position, current.params)
     return
   try:
     result = evaluate(run, current.params, 'validation')
@@ -350,7 +360,7 @@ def save(run: Run, current: state.TrainState, position: int) -> None:
   if position in run.last.steps():
     return
   start = time.monotonic()
-  run.last.save(position, current)
+  run.last.save(position, current, {'versions': identity.versions()})
   every = run.config.train.checkpoint_every_steps
   run.last.prune(keep_also=(position // every * every,))
   best = best_row(run)

@@ -27,6 +27,9 @@ class Stop:
   def __init__(self):
     self._requested = False
     self._is_looping = False
+    # Several processes leave a loop only by what they agreed on.
+    self._is_alone = True
+    self._has_agreed = False
     self._name = None
     self._old = {}
 
@@ -65,7 +68,7 @@ class Stop:
       yield self
     finally:
       self._is_looping = False
-    if self._requested:
+    if self._requested and (self._is_alone or self._has_agreed):
       raise errors.Preempted(self._name)
 
   def agree(self, step: int) -> bool:
@@ -77,6 +80,7 @@ class Stop:
     import jax
 
     if jax.process_count() > 1:
+      self._is_alone = False
       import numpy as np
       from jax.experimental import multihost_utils
 
@@ -84,7 +88,7 @@ class Stop:
       everywhere = multihost_utils.process_allgather(here)
       assert (everywhere[:, 1] == step).all(), everywhere
       if everywhere[:, 0].any():
-        self._requested = True
+        self._requested = self._has_agreed = True
         self._name = self._name or 'a signal to another process'
     return self._requested
 

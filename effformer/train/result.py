@@ -1,27 +1,35 @@
 """result.json: what a finished run achieved, with all that qualifies it."""
 
 import pathlib
-import platform
 import subprocess
-from importlib import metadata
 from typing import Any
 
 import jax
 
 import effformer
-from effformer.train import loop, state
+from effformer import errors
+from effformer.train import durable, identity, loop, state
 
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+# What `lines` shows; a file without it was not written by `make`.
+SHOWN = (
+  *('task', 'mechanism', 'preset', 'quick', 'seed', 'num_params', 'steps'),
+  *('stand_in', 'select', 'selected_step', 'validation', 'test', 'floors'),
+)
 
 
-def versions() -> dict[str, str]:
-  """The versions of what a result depends on."""
-  known = {name: metadata.version(name) for name in PACKAGES}
-  return {
-    'python': platform.python_version(),
-    'effformer': effformer.__version__,
-    **known,
-  }
+def read(path: pathlib.Path) -> dict[str, Any] | None:
+  """The result of a finished run, None if there is none yet.
+
+  Raises:
+    CheckpointError: the file is not what `make` gave.
+  """
+  result = durable.read_json(path)
+  if result is not None and not set(SHOWN) <= set(result):
+    raise errors.CheckpointError(
+      f'{path} is damaged: it is not the result of a run.\n'
+      'Delete it: the same command then tests the run again.'
+    )
+  return result
 
 
 def commit() -> str | None:
@@ -75,6 +83,7 @@ def make(
     'task': run.task.name,
     'dataset': dataset.name,
     'origin': dataset.origin,
+    'notes': list(dataset.notes),
     'stand_in': dataset.stand_in,
     'fingerprints': dict(dataset.fingerprints),
     'mechanism': config.mixer.name,
@@ -95,8 +104,9 @@ def make(
     },
     'test': test,
     'floors': floors,
-    'steps_per_second': round(clock.steps_per_second(), 4),
-    'seconds': {
+    # Of the last start; null where it had no step left to do.
+    'steps_per_second': round(clock.steps_per_second(), 4) or None,
+    'seconds_of_last_start': {
       'compilation': round(clock.compilation, 2),
       'train': round(clock.train, 2),
       'waiting_for_data': round(clock.waiting, 2),
@@ -104,7 +114,7 @@ def make(
       'saving': round(clock.saving, 2),
     },
     'device': device(),
-    'versions': versions(),
+    'versions': identity.versions(),
     'commit': commit(),
   }
 

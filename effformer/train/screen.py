@@ -18,8 +18,8 @@ HEARTBEAT_SECONDS = 10.0
 class Clock:
   """Where the time of a run goes, in seconds; compilation is kept apart.
 
-  `steps` counts the steps that `train` covers, so the first step after a
-  compilation distorts no rate; `trained` and `evaluated` count examples.
+  `steps` counts the steps that `train` covers; `trained` and `evaluated` count
+  examples.
   """
 
   train: float = 0.0

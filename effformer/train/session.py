@@ -1,48 +1,50 @@
 """What one call of the program does: train, eval or dry_run."""
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
 
 from effformer import config as config_lib
 from effformer import errors, tasks
 from effformer.tasks.task import Task
 from effformer.train import (
   checkpoint,
+  identity,
+  introduction,
   loop,
   preemption,
   records,
   result,
   screen,
   setup,
-  sharding,
   state,
   workdir,
 )
 
 # What may differ between the starts of one run: it changes how the run goes,
-# never where it ends.
+# never where it ends (but for the policy about steps that are not finite,
+# which matters from the first such step on).
 MAY_CHANGE = (
   'data.directory',
   'data.num_threads',
   'data.prefetch',
   'mesh.',
   'train.keep_checkpoints',
+  'train.nonfinite',
 )
 
 
 def dry_run(config: ml_collections.ConfigDict, console: screen.Screen) -> None:
   """Builds and compiles everything, trains nothing, writes no run folder."""
-  task = tasks.make(config)
-  program = setup.build(config, task)
-  _introduce(config, task, program, console)
-  setup.compile_train_step(program, console, screen.Clock())
-  console.say('dry run: all is well; nothing was trained or written')
+  _, program = _build(config, console)
+  setup.compile_steps(program, console, screen.Clock())
+  console.say('dry run: all is well; nothing was trained, no run was written')
 
 
 def train(
@@ -53,23 +55,24 @@ def train(
 ) -> dict[str, Any]:
   """Trains to the end, tests once, writes and returns result.json."""
   with _opened(config, path, console) as folder:
-    done = _read_result(folder / 'result.json')
+    done = result.read(folder / 'result.json')
     if done is not None:
       console.say(f'{folder} holds a finished run; its result:')
       console.say(*result.lines(done))
       return done
-    task = tasks.make(config)
-    program = setup.build(config, task)
-    _introduce(config, task, program, console)
+    task, program = _build(config, console)
+    _write_identity(folder, config, task)
     run, current = resume(config, task, program, folder, stop, console)
     # A best step beyond the restored state will come again.
     run.best.discard_after(int(current.step))
-    run.train_step = setup.compile_train_step(program, console, run.clock)
+    compiled = setup.compile_steps(program, console, run.clock)
+    run.train_step, run.eval_step = compiled
     with stop.loop():
       current = loop.train(run, current)
       row, params = _selected(run, current)
       console.say(f'testing the parameters of step {row["step"]}')
       test = loop.evaluate(run, params, 'test')
+      stop.agree(config.train.num_steps)
     with console.heartbeat('measuring the floors'):
       floors = run.task.floors()
     outcome = result.make(run, current, row, test, floors)
@@ -87,28 +90,35 @@ def evaluate(
   stop: preemption.Stop,
   console: screen.Screen,
 ) -> dict[str, Any]:
-  """Scores the selected parameters of a run folder; writes eval.json."""
-  if not (pathlib.Path(path) / 'config.json').exists():
-    raise errors.CheckpointError(
-      f'{path} holds no run to evaluate.\n'
-      'Give the --workdir of a run, or train one with --mode=train.'
+  """Scores a run folder: validation and, once it is finished, test.
+
+  Writes eval.json; a checkpoint that proves damaged is set aside, nothing
+  else is changed.
+  """
+  with _opened(config, path, console, must_exist=True) as folder:
+    task, program = _build(config, console)
+    run, current = resume(
+      config, task, program, folder, stop, console, is_writer=False
     )
-  with _opened(config, path, console) as folder:
-    task = tasks.make(config)
-    program = setup.build(config, task)
-    run, current = resume(config, task, program, folder, stop, console)
     if not run.metrics.rows('validation'):
       raise errors.CheckpointError(
         f'{folder} holds no evaluated step.\n'
         'Train first: the same command with --mode=train.'
       )
+    _, run.eval_step = setup.compile_steps(
+      program, console, run.clock, training=False
+    )
+    # The test split is for the end of a run.
+    is_finished = int(current.step) == config.train.num_steps
+    splits = ('validation', 'test') if is_finished else ('validation',)
     with stop.loop():
       row, params = _selected(run, current)
-      scores = {
-        split: loop.evaluate(run, params, split)
-        for split in ('validation', 'test')
-      }
+      scores = {split: loop.evaluate(run, params, split) for split in splits}
+      stop.agree(config.train.num_steps)
     outcome = {'step': row['step'], **scores}
+    if is_finished:
+      with console.heartbeat('measuring the floors'):
+        outcome['floors'] = run.task.floors()
     if jax.process_index() == 0:
       records.write_json(folder / 'eval.json', outcome)
     for split, score in scores.items():
@@ -116,24 +126,76 @@ def evaluate(
         f'{split:<10} accuracy {100 * score["accuracy"]:.2f} of '
         f'{score["count"]}, loss {score["loss"]:.4f} (step {row["step"]})'
       )
+    for name, accuracy in outcome.get('floors', {}).items():
+      console.say(f'{"floor":<10} accuracy {100 * accuracy:.2f}  {name}')
     return outcome
 
 
 @contextlib.contextmanager
 def _opened(
-  config: ml_collections.ConfigDict, path: str, console: screen.Screen
+  config: ml_collections.ConfigDict,
+  path: str,
+  console: screen.Screen,
+  *,
+  must_exist: bool = False,
 ) -> Iterator[pathlib.Path]:
-  """The run folder, locked, with a config that fits it."""
-  is_first = jax.process_index() == 0
-  with workdir.open_workdir(path, locked=is_first) as folder:
-    changes = workdir.check_config(
-      folder,
-      config_lib.to_json_dict(config),
-      allowed=MAY_CHANGE,
-      write=is_first,
+  """The run folder, locked, with a config that fits what it holds."""
+  if must_exist and not workdir.has_begun(path):
+    raise errors.CheckpointError(
+      f'{path} holds no run to evaluate.\n'
+      'Give the --workdir of a run, or train one with --mode=train.'
     )
-    console.say(f'run folder: {folder}', *changes)
+  with workdir.open_workdir(path, locked=jax.process_index() == 0) as folder:
+    console.say(f'run folder: {folder}')
+    # A start that never came to its first step binds nobody.
+    if workdir.has_begun(folder):
+      console.say(
+        *workdir.check_config(
+          folder,
+          config_lib.to_json_dict(config),
+          allowed=MAY_CHANGE,
+          write=False,
+        )
+      )
     yield folder
+
+
+def _build(
+  config: ml_collections.ConfigDict, console: screen.Screen
+) -> tuple[Task, setup.Program]:
+  """Task and program, introduced on the screen."""
+  # Before the data: what does not fit the devices must not wait for them.
+  setup.check_devices(config)
+  task = tasks.make(config)
+  _agree_on_data(task)
+  program = setup.build(config, task)
+  console.say(*introduction.lines(config, task, program))
+  return task, program
+
+
+def _agree_on_data(task: Task) -> None:
+  """Raises DataError where the processes of a run have different data."""
+  if jax.process_count() == 1:
+    return
+  here = identity.of_data(task.dataset)['sha256']
+  number = np.frombuffer(bytes.fromhex(here), np.uint8)
+  everywhere = multihost_utils.process_allgather(number)
+  if not (everywhere == number[None]).all():
+    raise errors.DataError(
+      'the processes of this run have different data; this one has '
+      f'{task.dataset.origin}.\n'
+      'Prepare the same data on every host: python -m effformer.data prepare'
+    )
+
+
+def _write_identity(
+  folder: pathlib.Path, config: ml_collections.ConfigDict, task: Task
+) -> None:
+  """Binds the folder to config and data, or refuses other data."""
+  identity.check_data(folder, task.dataset)
+  if jax.process_index() == 0:
+    identity.write_data(folder, task.dataset)
+    records.write_json(folder / 'config.json', config_lib.to_json_dict(config))
 
 
 def resume(
@@ -143,10 +205,13 @@ def resume(
   folder: pathlib.Path,
   stop: preemption.Stop,
   console: screen.Screen,
+  *,
+  is_writer: bool = True,
 ) -> tuple[loop.Run, state.TrainState]:
-  """A run on a folder and the state it goes on from; nothing is deleted.
+  """A run on a folder and the state it goes on from.
 
-  `train_step` is None until somebody compiles it.
+  `train_step` and `eval_step` are not compiled yet. `is_writer` False leaves
+  metrics.jsonl as it is.
   """
   last, best = (
     checkpoint.Checkpoints(
@@ -158,13 +223,16 @@ def resume(
   )
   restored = last.restore_newest(program.abstract)
   if restored:
-    console.say(f'going on from step {restored.step}: {last.directory}')
+    console.say(
+      f'going on from step {restored.step}: {last.directory}',
+      *identity.other_software(restored.facts),
+    )
   else:
     console.say('starting from step 0: the run folder holds no checkpoint')
   metrics = records.Metrics(
     folder / 'metrics.jsonl',
     restored.step if restored else None,
-    is_writer=jax.process_index() == 0,
+    is_writer=is_writer and jax.process_index() == 0,
   )
   run = loop.Run(
     config=config,
@@ -173,7 +241,7 @@ def resume(
     abstract=program.abstract,
     first_state=program.first_state,
     train_step=None,
-    eval_step=program.eval_step,
+    eval_step=None,
     last=last,
     best=best,
     metrics=metrics,
@@ -187,74 +255,23 @@ def resume(
   return run, restored.state if restored else program.first_state()
 
 
-def _selected(run: loop.Run, current: state.TrainState):
-  """The validation row and parameters that `train.select` names."""
-  if run.config.train.select == 'last':
-    rows = run.metrics.rows('validation')
-    return rows[-1], current.params
+def _selected(
+  run: loop.Run, current: state.TrainState
+) -> tuple[dict[str, Any], Any]:
+  """The validation row and the parameters that `train.select` names."""
   row = loop.best_row(run)
-  abstract = run.abstract.params
-  return row, run.best.restore(row['step'], abstract).state
-
-
-def _read_result(path: pathlib.Path) -> dict[str, Any] | None:
+  if run.config.train.select == 'last':
+    row = run.metrics.rows('validation')[-1]
+    if row['step'] == int(current.step):
+      return row, current.params
+  step = row['step']
   try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    return None
-  except ValueError as error:
+    return row, run.best.restore(step, run.abstract.params).state
+  except errors.CheckpointError as error:
+    if step in run.last.steps():
+      return row, run.last.restore(step, run.abstract).state.params
     raise errors.CheckpointError(
-      f'{path} is damaged: {error}\n'
-      'Delete it: the same command then tests the run again.'
+      f'the parameters of step {step}, which are to be tested, cannot be '
+      f'read:\n{str(error).splitlines()[0]}\n'
+      'Put an intact copy back, or train again with another --workdir.'
     ) from error
-
-
-def _introduce(
-  config: ml_collections.ConfigDict,
-  task: Task,
-  program: setup.Program,
-  console: screen.Screen,
-) -> None:
-  """Says what is about to run, on what, with what."""
-  known = result.versions()
-  dataset, train = task.dataset, config.train
-  if dataset.stand_in:
-    console.say(
-      '*' * 78,
-      'STAND-IN DATA: the real data set could not be had, so this run uses',
-      f'generated examples. Its scores say nothing about {config.task}.',
-      dataset.origin,
-      '*' * 78,
-    )
-  size = len(dataset.splits['train'])
-  shape = dict(zip(sharding.AXES, program.mesh.devices.shape, strict=True))
-  per_device = train.batch_size // program.mesh.size
-  console.say(
-    ', '.join(f'{name} {version}' for name, version in known.items()),
-    f'devices: {result.device()} in {jax.process_count()} process(es), '
-    f'mesh {shape}',
-    f'data: {dataset.origin}',
-    *(f'  {note}' for note in dataset.notes),
-    *(
-      f'  {split:<10} {len(source):>7,} examples  sha256 '
-      f'{dataset.fingerprints[split][:16]}'
-      for split, source in dataset.splits.items()
-    ),
-    f'parameters of {config.mixer.name}:',
-    *state.table(program.abstract.params),
-    f'{train.num_steps:,} steps of {train.batch_size} = '
-    f'{train.num_steps * train.batch_size / max(size, 1):.1f} epochs; '
-    f'{per_device} rows per device and step'
-    + (
-      f' in {train.accumulate_steps} parts'
-      if train.accumulate_steps > 1
-      else ''
-    ),
-  )
-  if not config.quick:
-    console.say(
-      'This is the full recipe. For one of minutes add `quick` to the config '
-      'argument,',
-      f'  for example --config=configs/lra_{config.task}.py:'
-      f'{config.mixer.name},quick',
-    )

@@ -27,15 +27,34 @@ class Program(NamedTuple):
     mesh: the devices.
     abstract: shapes and shardings of the state.
     first_state: () -> the state before the first step.
-    lower_train_step: () -> the lowered training step.
-    eval_step: jitted (params, batch) -> sums.
+    lower_train_step, lower_eval_step: () -> the lowered step.
   """
 
   mesh: jax.sharding.Mesh
   abstract: state.TrainState
   first_state: Any
   lower_train_step: Any
-  eval_step: Any
+  lower_eval_step: Any
+
+
+def check_devices(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.sharding.Mesh:
+  """The mesh, once it is sure that the batches divide over it.
+
+  Raises:
+    ConfigError: mesh or batch sizes do not fit the devices.
+  """
+  train = config.train
+  mesh = sharding.make_mesh(config.mesh, devices)
+  sharding.check_batch(
+    'train.batch_size', train.batch_size, mesh.size * train.accumulate_steps
+  )
+  sharding.check_batch(
+    'train.eval_batch_size', train.eval_batch_size, mesh.size
+  )
+  return mesh
 
 
 def build(
@@ -54,13 +73,7 @@ def build(
     ConfigError: mesh or batch sizes do not fit the devices.
   """
   train = config.train
-  mesh = sharding.make_mesh(config.mesh, devices)
-  sharding.check_batch(
-    'train.batch_size', train.batch_size, mesh.size * train.accumulate_steps
-  )
-  sharding.check_batch(
-    'train.eval_batch_size', train.eval_batch_size, mesh.size
-  )
+  mesh = check_devices(config, devices)
   transform = optimiser.build(train)
   make_state = functools.partial(
     state.initial, task.init, transform, config.seed
@@ -87,13 +100,15 @@ def build(
     evaluation.make_eval_step(task.measure),
     out_shardings=sharding.replicated(mesh),
   )
-  batch = abstract_batch(mesh, train.batch_size, config.data.max_length)
+  length = config.data.max_length
+  batch = abstract_batch(mesh, train.batch_size, length)
+  eval_batch = abstract_batch(mesh, train.eval_batch_size, length)
   return Program(
     mesh,
     abstract,
     jax.jit(make_state, out_shardings=shardings),
     lambda: train_step.lower(abstract, batch),
-    eval_step,
+    lambda: eval_step.lower(abstract.params, eval_batch),
   )
 
 
@@ -117,19 +132,31 @@ def abstract_batch(
   }
 
 
-def compile_train_step(
-  program: Program, console: screen.Screen, clock: screen.Clock
-) -> jax.stages.Compiled:
-  """Compiles the training step, with signs of life."""
+def compile_steps(
+  program: Program,
+  console: screen.Screen,
+  clock: screen.Clock,
+  *,
+  training: bool = True,
+) -> tuple[jax.stages.Compiled | None, jax.stages.Compiled]:
+  """Compiles the training step and the evaluation step, with signs of life.
+
+  Without `training` the first of them is None.
+  """
   start = time.monotonic()
-  with console.heartbeat('compiling the training step'):
-    compiled = program.lower_train_step().compile()
+  train_step, what = None, 'the evaluation step'
+  if training:
+    what = 'the training and the evaluation step'
+  with console.heartbeat(f'compiling {what}'):
+    if training:
+      train_step = program.lower_train_step().compile()
+    eval_step = program.lower_eval_step().compile()
   clock.compilation += time.monotonic() - start
   console.say(
     f'compiled in {screen.duration(clock.compilation)}; memory on each '
-    f'device {memory(compiled)}'
+    f'device {memory(train_step or eval_step)}'
   )
-  return compiled
+  return train_step, eval_step
 
 
 def memory(compiled: jax.stages.Compiled) -> str:

@@ -36,7 +36,7 @@ def make_mesh(
     raise errors.ConfigError(
       f'mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} does not fit the '
       f'{len(devices)} devices of this machine.\n'
-      'Set mesh.data=-1 to use all of them, or sizes whose product is '
+      'Set mesh.data=-1 and mesh.fsdp=1, or sizes whose product is '
       f'{len(devices)}.'
     )
   return Mesh(np.asarray(devices).reshape(sizes), AXES)

@@ -59,6 +59,23 @@ def open_workdir(
     os.close(descriptor)
 
 
+def has_begun(path: str | os.PathLike) -> bool:
+  """Whether a run in this folder has left a row or a checkpoint.
+
+  Raises:
+    CheckpointError: the path cannot be looked at.
+  """
+  path = pathlib.Path(path)
+  metrics, last = path / 'metrics.jsonl', path / 'checkpoints' / 'last'
+  try:
+    if metrics.exists() and metrics.stat().st_size:
+      return True
+    saved = last.iterdir() if last.exists() else ()
+    return any(not entry.name.startswith('tmp-') for entry in saved)
+  except OSError as error:
+    raise _unusable(path, error) from error
+
+
 def check_config(
   workdir: str | os.PathLike,
   config: dict[str, Any],

@@ -1,106 +1,157 @@
 """Embedding to logits: pooling and positions respect the lengths."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from effformer.models import classifier, encoder
+from tests.models.parameters import random_variables
 
 B, T, D, Y, C = 2, 7, 12, 11, 5
-LENGTHS_B = jnp.array([7, 4])
-IDS_BT = jnp.where(
-  jnp.arange(T)[None] < LENGTHS_B[:, None],
-  jax.random.randint(jax.random.key(0), (B, T), 1, Y),
+LENGTHS_B = np.array([7, 4])
+IDS_BT = np.where(
+  np.arange(T)[None] < LENGTHS_B[:, None],
+  np.random.default_rng(0).integers(1, Y, (B, T)),
   0,
 )
+POOLINGS = ('mean', 'cls')
 
 
-def make(mixer='full', **fields):
-  layer = encoder.LayerConfig(mixer, (('num_heads', 3),), mlp_width=10)
-  model = classifier.Classifier(
+def build(**fields):
+  layer = encoder.LayerConfig(
+    'full', (('form', 'dense'), ('num_heads', 3)), mlp_width=10
+  )
+  return classifier.Classifier(
     vocabulary_size=Y,
     num_classes=C,
     width=D,
-    layers=(layer,) * 2,
+    layers=(layer,),
     max_length=9,
     **fields,
   )
-  return model, model.init(jax.random.key(1), IDS_BT, LENGTHS_B)
 
 
-@pytest.mark.parametrize('pooling', ['mean', 'cls'])
+@functools.cache
+def make(**fields):
+  """A model, its parameters, and its jitted logits of (params, ids, lengths).
+
+  Cached, so that tests share what is compiled.
+  """
+  model = build(**fields)
+  return model, random_variables(model, IDS_BT, LENGTHS_B), jax.jit(model.apply)
+
+
+@pytest.mark.parametrize('pooling', POOLINGS)
 @pytest.mark.parametrize('position', ['sinusoidal', 'learned'])
 def test_neither_padding_nor_its_amount_matters(pooling, position):
-  model, params = make(pooling=pooling, position=position)
-  logits_BC = model.apply(params, IDS_BT, LENGTHS_B)
+  _, params, apply = make(pooling=pooling, position=position)
+  logits_BC = apply(params, IDS_BT, LENGTHS_B)
   assert logits_BC.shape == (B, C)
   assert logits_BC.dtype == jnp.float32
-  garbage_BT = jnp.where(IDS_BT == 0, 3, IDS_BT)
+  garbage_BT = np.where(IDS_BT == 0, 3, IDS_BT)
   np.testing.assert_allclose(
-    logits_BC, model.apply(params, garbage_BT, LENGTHS_B), atol=1e-5
+    logits_BC, apply(params, garbage_BT, LENGTHS_B), atol=1e-5
   )
-  longer_BT = jnp.pad(IDS_BT, ((0, 0), (0, 2)))
+  # Two more columns of padding, and a row of which five are.
+  longer_BT = np.pad(IDS_BT, ((0, 0), (0, 2)))
   np.testing.assert_allclose(
-    logits_BC, model.apply(params, longer_BT, LENGTHS_B), atol=1e-5
+    logits_BC, apply(params, longer_BT, LENGTHS_B), atol=1e-5
   )
-  alone_BC = model.apply(params, IDS_BT[1:, :4], LENGTHS_B[1:])
+
+
+@pytest.mark.parametrize('pooling', POOLINGS)
+def test_a_row_alone_and_unpadded_has_the_same_logits(pooling):
+  _, params, apply = make(pooling=pooling, position='sinusoidal')
+  logits_BC = apply(params, IDS_BT, LENGTHS_B)
+  alone_BC = apply(params, IDS_BT[1:, :4], LENGTHS_B[1:])
   np.testing.assert_allclose(logits_BC[1:], alone_BC, atol=1e-5)
 
 
-@pytest.mark.parametrize('pooling', ['mean', 'cls'])
+@pytest.mark.parametrize('pooling', POOLINGS)
 def test_every_kept_token_matters(pooling):
-  model, params = make(pooling=pooling)
-  logits_BC = model.apply(params, IDS_BT, LENGTHS_B)
+  _, params, apply = make(pooling=pooling, position='sinusoidal')
+  logits_BC = apply(params, IDS_BT, LENGTHS_B)
   for t in range(4):
-    changed_BT = IDS_BT.at[1, t].set(IDS_BT[1, t] % (Y - 1) + 1)
-    moved_C = model.apply(params, changed_BT, LENGTHS_B)[1] - logits_BC[1]
+    changed_BT = IDS_BT.copy()
+    changed_BT[1, t] = IDS_BT[1, t] % (Y - 1) + 1
+    moved_C = apply(params, changed_BT, LENGTHS_B)[1] - logits_BC[1]
     assert np.abs(moved_C).max() > 1e-4
 
 
-def test_positions_tell_orders_apart():
-  swapped_BT = IDS_BT[:, ::-1]
-  full_B = jnp.array([T, T])
-  ids_BT = jnp.maximum(IDS_BT, 1)
-  swapped_BT = ids_BT[:, ::-1]
-  for position in ('none', 'sinusoidal', 'learned'):
-    model, params = make(position=position)
-    distance = np.abs(
-      model.apply(params, ids_BT, full_B)
-      - model.apply(params, swapped_BT, full_B)
-    ).max()
-    assert (distance < 1e-5) == (position == 'none'), position
+@pytest.mark.parametrize('position', ['none', 'sinusoidal', 'learned'])
+def test_positions_tell_orders_apart(position):
+  _, params, apply = make(pooling='mean', position=position)
+  full_B = np.array([T, T])
+  ids_BT = np.maximum(IDS_BT, 1)
+  forward_BC = apply(params, ids_BT, full_B)
+  backward_BC = apply(params, ids_BT[:, ::-1], full_B)
+  distance = np.abs(forward_BC - backward_BC).max()
+  assert (distance < 1e-5) == (position == 'none')
 
 
-@pytest.mark.parametrize('pooling', ['mean', 'cls'])
+@pytest.mark.parametrize('pooling', POOLINGS)
 def test_an_empty_row_is_finite(pooling):
-  model, params = make(pooling=pooling)
-  empty_B = jnp.array([7, 0])
-  gradient = jax.grad(lambda p: model.apply(p, IDS_BT, empty_B).sum())(params)
+  model, params, apply = make(pooling=pooling, position='sinusoidal')
+  empty_B = np.array([7, 0])
+  logits_BC = apply(params, IDS_BT, empty_B)
+  # The other row stays as it is; the empty one no longer reads its ids.
+  np.testing.assert_allclose(
+    logits_BC[0], apply(params, IDS_BT, LENGTHS_B)[0], atol=1e-5
+  )
+  others_BT = np.concatenate([IDS_BT[:1], IDS_BT[:1]])
+  np.testing.assert_allclose(
+    logits_BC[1], apply(params, others_BT, empty_B)[1], atol=1e-6
+  )
+  gradient = jax.jit(jax.grad(lambda p: model.apply(p, IDS_BT, empty_B).sum()))(
+    params
+  )
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+def test_an_empty_row_gives_the_head_at_zero():
+  _, params, apply = make(pooling='mean', position='sinusoidal')
+  logits_BC = apply(params, IDS_BT, np.array([7, 0]))
+  bias_C = params['params']['head_out']['bias']
+  np.testing.assert_allclose(logits_BC[1], bias_C, atol=1e-6)
+
+
 def test_bfloat16_computes_near_float32_with_float32_parameters():
-  model, params = make()
-  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
+  _, params, apply = make(pooling='mean', position='sinusoidal')
+  low = build(pooling='mean', position='sinusoidal', dtype=jnp.bfloat16)
+  kinds = jax.eval_shape(low.init, jax.random.key(0), IDS_BT, LENGTHS_B)
+  assert {leaf.dtype for leaf in jax.tree.leaves(kinds)} == {
     jnp.dtype('float32')
   }
-  low = model.clone(dtype=jnp.bfloat16)
-  exact_BC = model.apply(params, IDS_BT, LENGTHS_B)
-  low_BC = low.apply(params, IDS_BT, LENGTHS_B)
+  exact_BC = apply(params, IDS_BT, LENGTHS_B)
+  low_BC = jax.jit(low.apply)(params, IDS_BT, LENGTHS_B)
   assert low_BC.dtype == jnp.float32
   difference = np.abs(exact_BC - low_BC).max()
   assert 0 < difference < 0.05 * np.abs(exact_BC).max()
 
 
 def test_a_row_longer_than_promised_is_refused():
-  model, params = make()
+  model = build()
+  ids_BT = jax.ShapeDtypeStruct((B, 10), jnp.int32)
   with pytest.raises(ValueError, match='max_length=9'):
-    model.apply(params, jnp.ones((B, 10), jnp.int32), LENGTHS_B)
+    jax.eval_shape(model.init, jax.random.key(0), ids_BT, LENGTHS_B)
 
 
-def test_head_widths():
-  for head_width, names in ((0, ['head_out']), (6, ['head_in', 'head_out'])):
-    _, params = make(head_width=head_width)
-    heads = [n for n in sorted(params['params']) if n.startswith('head')]
-    assert heads == names
+@pytest.mark.parametrize(
+  ('head_width', 'kernels'),
+  [
+    (0, {'head_out': (D, C)}),
+    (6, {'head_in': (D, 6), 'head_out': (6, C)}),
+  ],
+)
+def test_head_widths(head_width, kernels):
+  model = build(head_width=head_width)
+  tree = jax.eval_shape(model.init, jax.random.key(0), IDS_BT, LENGTHS_B)
+  heads = {
+    name: parameters['kernel'].shape
+    for name, parameters in tree['params'].items()
+    if name.startswith('head')
+  }
+  assert heads == kernels

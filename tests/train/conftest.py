@@ -17,9 +17,12 @@ def tiny() -> SimpleNamespace:
   config = tiny_config()
   task = tiny_task(config)
   program = setup.build(config, task, jax.devices()[:1])
-  compiled = program.lower_train_step().compile()
   return SimpleNamespace(
-    config=config, task=task, program=program, compiled=compiled
+    config=config,
+    task=task,
+    program=program,
+    compiled=program.lower_train_step().compile(),
+    compiled_eval=program.lower_eval_step().compile(),
   )
 
 
@@ -39,7 +42,8 @@ def start(tiny):
       console,
     )
     run.best.discard_after(int(current.step))
-    return dataclasses.replace(run, train_step=tiny.compiled), current
+    steps = {'train_step': tiny.compiled, 'eval_step': tiny.compiled_eval}
+    return dataclasses.replace(run, **steps), current
 
   return start
 

@@ -42,7 +42,9 @@ def alone(tiny, tmp_path_factory):
     StopAt(),
     quiet_screen(),
   )
-  run = dataclasses.replace(run, train_step=tiny.compiled)
+  run = dataclasses.replace(
+    run, train_step=tiny.compiled, eval_step=tiny.compiled_eval
+  )
   return result_of(run, loop.train(run, current))
 
 
@@ -83,6 +85,34 @@ def test_stopped_in_an_evaluation_saves_and_evaluates_again(
     loop.train(run, current)
   assert run.last.steps()[-1] == 4
   assert not run.metrics.rows('validation')
+  assert result_of(*finish(start, tmp_path)) == alone
+
+
+def test_killed_between_validation_row_and_best_parameters(
+  start, tmp_path, alone, monkeypatch
+):
+  """A stop in the evaluation saves the step; the next start is killed later."""
+
+  class StopInEvaluation(StopAt):
+    calls = 0
+
+    def agree(self, step):
+      self.calls += step == 12
+      return self.calls == 2
+
+  run, current = start(tmp_path, StopInEvaluation())
+  with pytest.raises(errors.Preempted):
+    loop.train(run, current)
+  run, current = start(tmp_path)
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(run.best, 'save', killed)
+    with pytest.raises(KeyboardInterrupt):
+      loop.train(run, current)
+  assert [row['step'] for row in run.metrics.rows('validation')] == [4]
   assert result_of(*finish(start, tmp_path)) == alone
 
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import effformer
-from effformer.train import result
+from effformer.train import identity, result
 
 
 def git(root, *arguments):
@@ -63,6 +63,7 @@ def test_no_commit_of_a_package_installed_inside_another_checkout(
   checkout, monkeypatch
 ):
   file = checkout / 'venv' / 'effformer' / '__init__.py'
+  file.parent.mkdir(parents=True)
   monkeypatch.setattr(effformer, '__file__', str(file))
   assert result.commit() is None
 
@@ -78,8 +79,8 @@ def test_no_commit_before_the_first(checkout):
 
 
 def test_versions_name_what_a_result_depends_on():
-  versions = result.versions()
-  assert set(versions) == {'python', 'effformer', *result.PACKAGES}
+  versions = identity.versions()
+  assert set(versions) == {'python', 'effformer', *identity.PACKAGES}
   assert versions['jax'] == jax.__version__
   assert versions['effformer'] == effformer.__version__
   assert all(versions.values())

@@ -1,13 +1,14 @@
 """Whole runs on own files: what is written, what is read, what is refused."""
 
 import json
+import shutil
 
 import jax
 import pytest
 
 from effformer import config as config_lib
 from effformer import errors
-from effformer.train import preemption, session
+from effformer.train import identity, preemption, session
 from tests.train.tiny_run import examples, quiet_screen, tiny_config
 
 # As the documentation promises.
@@ -81,7 +82,7 @@ def test_the_screen_names_what_counts(finished):
     'devices: cpu x 8',
     'train ',
     'starting from step 0',
-    'compiling the training step',
+    'compiling the training and the evaluation step',
     'steps/s',
     'waiting',
     'ETA',
@@ -161,3 +162,87 @@ def test_a_batch_that_does_not_divide_is_refused_before_compiling(config):
   with pytest.raises(errors.ConfigError, match=r'train\.batch_size=12'):
     session.dry_run(changed, console)
   assert 'compiling' not in console.console.file.getvalue()
+
+
+def unfinished(folder, target):
+  """The finished run as it was when it had saved step 9."""
+  shutil.copytree(folder, target)
+  (target / 'result.json').unlink()
+  shutil.rmtree(target / 'checkpoints' / 'last' / '00000012')
+  return target
+
+
+def test_other_data_are_refused(config, finished, files, tmp_path):
+  folder = unfinished(finished[0], tmp_path / 'run')
+  changed = config.copy_and_resolve_references()
+  test = files / 'test.jsonl'
+  before = test.read_text()
+  try:
+    test.write_text(before + before.splitlines()[0] + '\n')
+    with pytest.raises(errors.DataError) as caught:
+      session.train(changed, str(folder), preemption.Stop(), quiet_screen())
+  finally:
+    test.write_text(before)
+  assert 'different content in: test' in str(caught.value)
+  assert len(str(caught.value).splitlines()) <= 5
+  result = session.train(config, str(folder), preemption.Stop(), quiet_screen())
+  assert result['state_sha256'] == finished[1]['state_sha256']
+
+
+def test_evaluating_an_unfinished_run_leaves_test_and_records_alone(
+  config, finished, tmp_path
+):
+  folder = unfinished(finished[0], tmp_path / 'run')
+  rows = (folder / 'metrics.jsonl').read_bytes()
+  outcome = session.evaluate(
+    config, str(folder), preemption.Stop(), quiet_screen()
+  )
+  assert set(outcome) == {'step', 'validation'}
+  assert (folder / 'metrics.jsonl').read_bytes() == rows
+
+
+def test_a_start_that_failed_binds_nobody(config, tmp_path):
+  folder = tmp_path / 'run'
+  wrong = config.copy_and_resolve_references()
+  with wrong.unlocked():
+    wrong.data.train = str(tmp_path / 'typo.jsonl')
+  with pytest.raises(errors.DataError, match=r'typo\.jsonl'):
+    session.train(wrong, str(folder), preemption.Stop(), quiet_screen())
+  result = session.train(config, str(folder), preemption.Stop(), quiet_screen())
+  assert result['steps'] == 12
+
+
+def test_a_damaged_best_checkpoint_is_told_with_a_true_remedy(
+  config, finished, tmp_path
+):
+  folder = tmp_path / 'run'
+  shutil.copytree(finished[0], folder)
+  (folder / 'result.json').unlink()
+  best = next((folder / 'checkpoints' / 'best').iterdir())
+  (best / 'manifest.json').write_text('{}')
+  in_last = (folder / 'checkpoints' / 'last' / best.name).exists()
+  if in_last:
+    result = session.train(
+      config, str(folder), preemption.Stop(), quiet_screen()
+    )
+    assert result['test'] == finished[1]['test']
+    shutil.rmtree(folder / 'checkpoints' / 'last' / best.name)
+    (folder / 'result.json').unlink()
+  if list((folder / 'checkpoints' / 'last').iterdir()):
+    with pytest.raises(errors.CheckpointError, match='another --workdir'):
+      session.evaluate(config, str(folder), preemption.Stop(), quiet_screen())
+
+
+def test_a_result_that_is_none_is_damaged(config, finished, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(finished[0], folder)
+  (folder / 'result.json').write_text('{}')
+  with pytest.raises(errors.CheckpointError, match='not the result of a run'):
+    session.train(config, str(folder), preemption.Stop(), quiet_screen())
+
+
+def test_other_software_is_announced():
+  assert identity.other_software({'versions': identity.versions()}) == []
+  older = {**identity.versions(), 'jax': '0.0.1'}
+  (sentence,) = identity.other_software({'versions': older})
+  assert 'jax 0.0.1 ->' in sentence

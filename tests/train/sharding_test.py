@@ -126,9 +126,7 @@ def test_rows_of_a_batch_are_split_over_all_devices(data, fsdp):
     (shard,) = (
       s for s in placed['ids_BT'].addressable_shards if s.device == device
     )
-    np.testing.assert_array_equal(
-      shard.data, ids_BT[2 * index : 2 * index + 2]
-    )
+    np.testing.assert_array_equal(shard.data, ids_BT[2 * index : 2 * index + 2])
 
 
 class OneOfTwoHosts:

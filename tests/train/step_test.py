@@ -67,7 +67,7 @@ def test_a_step_moves_against_the_gradient_at_the_rate_of_its_step(plain):
   assert metrics['grad_norm'] == pytest.approx(norm, rel=1e-6)
   rate = float(RATE(5))
   assert metrics['learning_rate'] == pytest.approx(rate)
-  assert 0 < rate
+  assert rate > 0
   assert bool(metrics['finite'])
   assert int(after.step) == 6
   # The first direction of Adam has entries of size 1, plus the decay.

@@ -1,0 +1,213 @@
+"""From config to model: what layers inherit, and how large models are."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common, lra_listops, lra_text
+from effformer import attention
+from effformer.models import build
+
+
+def make_config(mechanism='full', layers=None, **keys):
+  config = common.base(common.Choice(mechanism))
+  config.task = 'text'
+  config.update_from_flattened_dict(
+    {
+      'model.num_layers': 3,
+      'model.width': 12,
+      'model.num_heads': 3,
+      'model.mlp_width': 10,
+      'data.max_length': 16,
+      **{key.replace('__', '.'): value for key, value in keys.items()},
+    }
+  )
+  with config.unlocked():
+    for index, row in (layers or {}).items():
+      config.model.layers[index] = row
+  return config.lock()
+
+
+def settings_of(layer):
+  return dict(layer.settings)
+
+
+def test_facts_of_the_model_are_those_of_each_layer():
+  config = make_config(
+    'local',
+    mixer__window=5,
+    model__activation='relu',
+    model__conv_width=3,
+    model__attention_dropout=0.25,
+  )
+  layers = build.layer_configs(config)
+  assert len(layers) == 3
+  assert len(set(layers)) == 1
+  layer = layers[0]
+  assert (layer.mixer, layer.mlp_width, layer.activation) == (
+    'local',
+    10,
+    'relu',
+  )
+  assert (layer.conv_width, layer.share) == (3, '')
+  assert settings_of(layer) == {
+    'window': 5,
+    'block': 0,
+    'num_heads': 3,
+    'head_width': 4,
+    'dropout': 0.25,
+    'rotary': False,
+  }
+  assert list(layer.settings) == sorted(layer.settings)
+
+
+def test_a_hybrid_takes_over_no_setting_of_another_mechanism():
+  config = make_config(
+    'full',
+    {'0': {'mixer': 'local', 'window': 3}, '1': {'mixer': 'local'}},
+    mixer__form='dense',
+    mixer__block=8,
+  )
+  layers = build.layer_configs(config)
+  assert [layer.mixer for layer in layers] == ['local', 'local', 'full']
+  first, second, third = map(settings_of, layers)
+  assert first['window'] == 3
+  assert 'window' not in second
+  for local in (first, second):
+    assert not {'form', 'block'} & set(local)
+  assert third['form'] == 'dense'
+  assert third['block'] == 8
+  assert 'window' not in third
+
+
+def test_a_layer_that_names_the_common_mechanism_inherits():
+  config = make_config(
+    'local', {'1': {'mixer': 'local', 'block': 4}}, mixer__window=5
+  )
+  settings = [settings_of(layer) for layer in build.layer_configs(config)]
+  assert [s['window'] for s in settings] == [5, 5, 5]
+  assert [s['block'] for s in settings] == [0, 4, 0]
+
+
+def test_facts_differ_where_a_layer_says_so():
+  config = make_config(
+    layers={
+      '0': {'mlp_width': 20, 'activation': 'relu'},
+      '2': {'num_heads': 6},
+    }
+  )
+  layers = build.layer_configs(config)
+  assert [layer.mlp_width for layer in layers] == [20, 10, 10]
+  assert [layer.activation for layer in layers] == ['relu', 'gelu', 'gelu']
+  heads = [
+    (settings['num_heads'], settings['head_width'])
+    for settings in map(settings_of, layers)
+  ]
+  # The width of all heads together stays.
+  assert heads == [(3, 4), (3, 4), (6, 2)]
+
+
+def test_share_groups():
+  group = {'share': 'outer'}
+  config = make_config(layers={'0': group, '2': group})
+  layers = build.layer_configs(config)
+  assert [layer.share for layer in layers] == ['outer', '', 'outer']
+  names = set(shapes_of(config)['encoder'])
+  assert names == {'shared_outer', 'layer_1', 'norm_out'}
+
+
+@pytest.mark.parametrize(('pooling', 'expected'), [('mean', 16), ('cls', 17)])
+def test_linformer_is_told_the_length(pooling, expected):
+  config = make_config('linformer', mixer__rank=4, model__pooling=pooling)
+  for layer in build.layer_configs(config):
+    assert settings_of(layer)['max_length'] == expected
+
+
+def test_rotary_positions_are_a_matter_of_the_mixers():
+  config = make_config(model__position='rotary')
+  assert settings_of(build.layer_configs(config)[0])['rotary'] is True
+  assert build.sequence_classifier(config, 257, 2).position == 'none'
+  config = make_config(model__position='learned')
+  assert settings_of(build.layer_configs(config)[0])['rotary'] is False
+  assert build.sequence_classifier(config, 257, 2).position == 'learned'
+
+
+def test_the_classifier_has_the_facts_of_the_config():
+  config = make_config(
+    model__pooling='cls',
+    model__head_width=6,
+    model__norm_order='post',
+    model__dropout=0.5,
+    model__dtype='bfloat16',
+    model__remat=True,
+  )
+  model = build.sequence_classifier(config, 257, 5)
+  assert (model.vocabulary_size, model.num_classes) == (257, 5)
+  assert (model.width, model.max_length) == (12, 16)
+  assert (model.pooling, model.head_width) == ('cls', 6)
+  assert (model.norm_order, model.dropout) == ('post', 0.5)
+  assert model.dtype == jnp.bfloat16
+  assert model.remat is True
+  assert model.layers == build.layer_configs(config)
+
+
+def shapes_of(config, vocabulary_size=257, num_classes=2):
+  model = build.sequence_classifier(config, vocabulary_size, num_classes)
+  ids_BT = jnp.ones((1, 8), jnp.int32)
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), ids_BT, jnp.full((1,), 8, jnp.int32)
+  )
+  return variables['params']
+
+
+def count_by_hand(config, vocabulary_size, num_classes):
+  """Parameters of a model all of whose layers are alike."""
+  model, mixer = config.model, config.mixer
+  width, length = model.width, config.data.max_length
+  is_cls = model.pooling == 'cls'
+  qkv_width = model.qkv_width or width
+  block = 4 * width * qkv_width + model.conv_width * width + 2 * 2 * width
+  block += model.mlp_width * (2 * width + 1) + width
+  if mixer.name == 'linformer':
+    matrices = {'none': 2 * model.num_heads, 'headwise': 2, 'key_value': 1}
+    block += matrices[mixer.sharing] * mixer.rank * (length + is_cls)
+  total = vocabulary_size * width + model.num_layers * block
+  total += width * is_cls
+  total += (length + is_cls) * width * (model.position == 'learned')
+  total += 2 * width * (model.norm_order == 'pre')
+  if model.head_width:
+    total += (width + 1) * model.head_width
+  return total + ((model.head_width or width) + 1) * num_classes
+
+
+def count(shapes):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize('file', [lra_text, lra_listops])
+@pytest.mark.parametrize('mechanism', attention.TABLE)
+def test_every_config_builds_at_the_size_computed_by_hand(file, mechanism):
+  sizes = (257, 2) if file is lra_text else (16, 10)
+  for preset in common.PRESETS:
+    argument = f'{mechanism},preset={preset},quick'
+    config = file.get_config(argument)
+    shapes = shapes_of(config, *sizes)
+    assert count(shapes) == count_by_hand(config, *sizes), argument
+
+
+@pytest.mark.parametrize(
+  'keys',
+  [
+    {'model__pooling': 'cls', 'model__position': 'learned'},
+    {'model__norm_order': 'post', 'model__head_width': 6},
+    {'model__qkv_width': 6, 'model__conv_width': 5},
+    {'mechanism': 'linformer', 'mixer__rank': 4, 'mixer__sharing': 'none'},
+    {'mechanism': 'linformer', 'mixer__rank': 4, 'mixer__sharing': 'headwise'},
+  ],
+  ids=lambda keys: '-'.join(map(str, keys.values())),
+)
+def test_options_have_the_size_computed_by_hand(keys):
+  config = make_config(**keys)
+  assert count(shapes_of(config)) == count_by_hand(config, 257, 2)
