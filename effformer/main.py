@@ -179,4 +179,11 @@ def _set_up_jax(values, stop) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  code = main(sys.argv)
+  if code == errors.CheckpointError.exit_code:
+    # The threads of a save that failed go on, and would print tracebacks by the
+    # hundred while the interpreter is taken down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)

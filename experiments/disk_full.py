@@ -21,8 +21,8 @@ import sys
 
 from experiments import tiny
 
-FILE_LIMITS = (2_000, 20_000, 60_000, 200_000)
-TMPFS_SIZES = (500, 1_500, 2_500)
+FILE_LIMITS = (2_000, 20_000, 200_000)
+TMPFS_SIZES = (200, 1_000, 2_000)
 
 
 def command(workdir: pathlib.Path, data: pathlib.Path) -> list[str]:

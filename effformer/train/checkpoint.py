@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -73,6 +74,7 @@ class Checkpoints:
       raise ValueError(f'keep must be at least 1, not {keep}')
     self.directory = pathlib.Path(os.path.abspath(directory))
     logging.getLogger('absl').addFilter(_is_news)
+    _silence_stragglers()
     self._keep = keep
     self._announce = announce
 
@@ -206,7 +208,9 @@ class Checkpoints:
 
   def _not_saved(self, step, error):
     steps = self.steps()
-    since = f'the run goes on from step {steps[-1]}' if steps else 'it is new'
+    since = (
+      f'the run goes on from step {steps[-1]}' if steps else 'it starts anew'
+    )
     return errors.CheckpointError(
       f'cannot save the checkpoint of step {step}: {durable.reason(error)}\n'
       f'  in {self.directory}\n'
@@ -297,6 +301,27 @@ class Checkpoints:
       raise _unusable(path, error) from error
     assert jax.tree.structure(state) == jax.tree.structure(like)
     return Restored(step, state, body['facts'])
+
+
+def _silence_stragglers() -> None:
+  """Drops what the threads of a failed save say after it.
+
+  They report by the hundred, through sys.unraisablehook, that the event loop
+  of the save is closed; why it failed is in the error of the save itself.
+  """
+  before = sys.unraisablehook
+  if getattr(before, 'silences_stragglers', False):
+    return
+
+  def hook(report):
+    is_straggler = report.exc_type is RuntimeError and (
+      str(report.exc_value) == 'Event loop is closed'
+    )
+    if not is_straggler:
+      before(report)
+
+  hook.silences_stragglers = True
+  sys.unraisablehook = hook
 
 
 def _together(action: Callable[[], None]) -> None:

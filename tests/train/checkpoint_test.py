@@ -388,3 +388,30 @@ def test_a_full_disk_leaves_the_last_one(tmp_path, repository):
     (300, 500), jnp.float32, sharding=jnp.zeros(()).sharding
   )
   assert checkpoints.restore_newest({'w': state}).step == 1
+
+
+def test_threads_of_a_failed_save_are_silent(tmp_path):
+  """In a process of its own, since the limit holds for all of it."""
+  program = f"""
+import resource, time
+import jax
+from effformer.train import checkpoint
+checkpoints = checkpoint.Checkpoints({str(tmp_path)!r}, keep=1)
+state = [
+  jax.random.normal(jax.random.key(i), (64, 64)) for i in range(60)
+]
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+  checkpoints.save(1, state)
+except checkpoint.errors.CheckpointError:
+  time.sleep(1)
+  print('refused')
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.stdout == 'refused\n'
+  assert done.stderr == ''
