@@ -317,7 +317,8 @@ def test_a_fault_at_any_call_leaves_the_old_or_the_new(
     steps = checkpoints.steps()
     assert steps == [1, 2] if found == 'saved' else steps in ([1], [1, 2])
     assert_same(checkpoints.restore_newest(like), steps[-1])
-  assert num_reached >= num_calls - 3
+  # So how many were reached varies too, the more the busier the machine.
+  assert num_reached > 0.7 * num_calls
 
 
 def try_to_save(checkpoints):
