@@ -72,7 +72,8 @@ def _parameters(name: str) -> int:
 def results() -> list[str]:
   """Scores of the quick runs, then what was measured about the loop."""
   lines = []
-  rows = [*_read('quick_text'), *_read('quick_listops')]
+  names = sorted(path.stem for path in RESULTS.glob('quick_*.csv'))
+  rows = [row for name in reversed(names) for row in _read(name)]
   # A stand-in is no score.
   scores = [row for row in rows if row['stand_in'] == 'False']
   if scores:
