@@ -3,11 +3,10 @@
 A stand-in for IMDb that trains and tests the whole path; scores on it say
 nothing about IMDb. Each review has neutral sentences and opinions; nine in
 ten opinions use a word of the review's side, one in ten a word of the other
-side. The two word lists have the same number of words and nearly the same
-letters (no letter differs by more than two among some 240), so that counting
-bytes sees little but that praise has a few more exclamation marks, while
-words give the label away: at 512 bytes the bag-of-bytes floor is 58 %, a bag
-of words reaches 91 %.
+side. At 512 bytes the bag-of-bytes floor is 73 %, a vote of the words reaches
+95 %: a byte model that finds the words within minutes ends between them. (With
+lists of the same letters the floor is 58 %, but then a small model sees nothing
+to climb for hundreds of steps.)
 
 Review i is a pure function of i. Only `random.Random.random` of string seeds
 is used, which Python keeps the same between versions.
@@ -21,14 +20,8 @@ from effformer.data.dataset import Example
 SIZES = {'train': 6_000, 'validation': 1_000, 'test': 2_000}
 
 _SIDES = (
-  'annoying awful bland boring careless cheap clumsy confusing disappointing '
-  'dismal dreadful dull exhausting feeble flat forgettable grating horrible '
-  'insulting irritating lazy lifeless messy painful plodding pretentious '
-  'shallow terrible tiresome ugly unwatchable wretched',
-  'absorbing beautiful brilliant dazzling delightful engaging excellent '
-  'flawless graceful heartfelt honest inspired joyful lovely magical memorable '
-  'playful polished radiant rich satisfying sincere smart sparkling splendid '
-  'stunning superb tender touching warm witty wonderful',
+  'awful boring dull lazy messy painful ugly wretched',
+  'brilliant graceful lovely polished smart superb tender witty',
 )
 _OPINIONS = (
   'I found the {part} {word}',

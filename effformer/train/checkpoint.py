@@ -73,7 +73,8 @@ class Checkpoints:
     if keep < 1:
       raise ValueError(f'keep must be at least 1, not {keep}')
     self.directory = pathlib.Path(os.path.abspath(directory))
-    logging.getLogger('absl').addFilter(_is_news)
+    for name in ('absl', 'asyncio'):
+      logging.getLogger(name).addFilter(_is_news)
     _silence_stragglers()
     self._keep = keep
     self._announce = announce
@@ -347,7 +348,9 @@ def _together(action: Callable[[], None]) -> None:
 
 
 def _is_news(record):
-  """Orbax logs the tracebacks of errors that it also raises."""
+  """Orbax logs errors that it also raises; asyncio, all but the first one."""
+  if record.name == 'asyncio':
+    return 'exception was never retrieved' not in record.getMessage()
   return not (record.exc_info and 'orbax' in record.pathname)
 
 
