@@ -201,7 +201,7 @@ def test_early_close_leaves_no_threads(source):
   deadline = time.monotonic() + 5
   while threading.active_count() > before and time.monotonic() < deadline:
     time.sleep(0.01)
-  assert threading.active_count() == before
+  assert threading.active_count() <= before
 
 
 def test_error_of_a_row_reaches_the_caller():
