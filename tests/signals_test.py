@@ -82,7 +82,8 @@ def test_signals_at_random_times(data, alone, tmp_path, number):
     output, _ = process.communicate(timeout=60)
     # A signal before Python runs the handlers' first line kills, as always.
     assert process.returncode in (0, 143, -number), output
-    assert 'Traceback' not in output
+    if process.returncode != -number:
+      assert 'Traceback' not in output
   for trial in (0, 5, 9):
     finish(tmp_path / str(trial), data)
     assert same_bytes(tmp_path / str(trial), alone)

@@ -8,6 +8,7 @@ signal during a compilation counts as soon as the compilation is over.
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 from effformer import errors
@@ -44,6 +45,16 @@ class Stop:
     To be called once more after `jax.distributed.initialize`, which puts its
     own handler in the place of this one.
     """
+    if not self._old:
+      before = sys.unraisablehook
+
+      def hook(report):
+        # Where the handler ran inside a callback of C code, its exception
+        # cannot go up; the wish to stop stands in `requested` all the same.
+        if not issubclass(report.exc_type, errors.Preempted):
+          before(report)
+
+      sys.unraisablehook = hook
     for number in SIGNALS:
       old = signal.signal(number, self._handle)
       self._old.setdefault(number, old)
