@@ -1,26 +1,26 @@
 """Rate and distribution of the ListOps generator, beside the reference.
 
-  python experiments/bench_listops.py [--examples=100000]
+  python -m experiments.bench_listops \
+    --csv=experiments/results/listops_generator.csv
 
-Writes results/listops_generator.csv: examples per second (generation, labels
-and text) with 1 and 2 worker threads, and length quantiles, label shares and
-acceptance beside a plain re-run of LRA's rule (20,000 samples; length mean and
-quantiles, shares of labels 0 and 9, range of the others, acceptance).
+Examples per second (generation, labels and text) with 1 and 2 worker threads,
+and length quantiles, label shares and acceptance beside a plain re-run of LRA's
+rule (20,000 samples; length mean and quantiles, shares of labels 0 and 9, range
+of the others, acceptance).
 """
 
 import argparse
-import csv
 import hashlib
 import pathlib
 import platform
-import subprocess
 import time
 
 import numpy as np
 
 from effformer.data import listops
+from effformer.train import result
+from experiments import table
 
-RESULT = pathlib.Path(__file__).parent / 'results' / 'listops_generator.csv'
 QUANTILES = {5: 539, 25: 701, 50: 953, 75: 1309, 95: 1804}
 SHARES = {0: '0.168', 9: '0.170'}
 OTHER_SHARES = '0.073-0.093'
@@ -68,30 +68,17 @@ def measure(num_examples: int) -> list[tuple[str, str, str]]:
   return rows
 
 
-def commit() -> str:
-  """The commit of this checkout; '-dirty' if files differ from it."""
-  result = subprocess.run(
-    ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
-    cwd=RESULT.parent.parent,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  return result.stdout.strip() or 'none'
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--examples', type=int, default=100_000)
-  num_examples = parser.parse_args().examples
+  parser.add_argument('--csv', type=pathlib.Path, help='write the figures')
+  options = parser.parse_args()
+  num_examples = options.examples
   rows = [('examples', str(num_examples), '100000'), *measure(num_examples)]
   rows.append(('machine', f'{platform.machine()}, numpy {np.__version__}', ''))
-  rows.append(('commit', commit(), ''))
-  RESULT.parent.mkdir(exist_ok=True)
-  with open(RESULT, 'w', newline='') as file:
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(('quantity', 'effformer', 'reference'))
-    writer.writerows(rows)
+  rows.append(('commit', result.commit(), ''))
+  heading = ('quantity', 'effformer', 'reference')
+  table.write(options.csv, (dict(zip(heading, r, strict=True)) for r in rows))
   for row in rows:
     print(*row, sep='\t')
 

@@ -14,13 +14,12 @@ About ten seconds a run on two cores. Exit code 1 above the bar.
 """
 
 import argparse
-import csv
 import pathlib
 import shutil
 import socket
 import sys
 
-from experiments import tiny
+from experiments import table, tiny
 
 STEPS, CUT = 40, 20
 BAR = 1e-5
@@ -132,14 +131,8 @@ def main() -> int:
     cut_back(workdir / '{}x{}'.format(*saved), folder)
     run(folder, data, *restored)
     report(saved, restored, folder)
-  facts = tiny.result(workdir / '1x1')
-  if options.csv:
-    with options.csv.open('w', newline='') as file:
-      columns = [*figures[0], 'commit']
-      writer = csv.DictWriter(file, columns, lineterminator='\n')
-      writer.writeheader()
-      for row in figures:
-        writer.writerow({**row, 'commit': facts['commit']})
+  commit = tiny.result(workdir / '1x1')['commit']
+  table.write(options.csv, ({**row, 'commit': commit} for row in figures))
   return int(not all(row['within_1e-5'] for row in figures))
 
 

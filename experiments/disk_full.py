@@ -11,7 +11,6 @@ always had room. About fifteen seconds a row on two cores. Exit code 1 if not.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 import resource
@@ -19,7 +18,7 @@ import shutil
 import subprocess
 import sys
 
-from experiments import tiny
+from experiments import table, tiny
 
 FILE_LIMITS = (2_000, 20_000, 200_000)
 TMPFS_SIZES = (200, 1_000, 2_000)
@@ -121,14 +120,8 @@ def main() -> int:
     }
     figures.append(row)
     print(json.dumps(row), *lines, sep='\n  ', flush=True)
-  if options.csv:
-    commit = tiny.result(workdir / 'alone')['commit']
-    with options.csv.open('w', newline='') as file:
-      columns = [*figures[0], 'commit']
-      writer = csv.DictWriter(file, columns, lineterminator='\n')
-      writer.writeheader()
-      for row in figures:
-        writer.writerow({**row, 'commit': commit})
+  commit = tiny.result(workdir / 'alone')['commit']
+  table.write(options.csv, ({**row, 'commit': commit} for row in figures))
   # A limit that nobody met shows nothing.
   good = any(row['first_exit_code'] == 4 for row in figures) and all(
     row['first_exit_code'] in (0, 4)

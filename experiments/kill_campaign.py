@@ -12,7 +12,6 @@ eight seconds a kill on two cores. Exit code 1 if anything differs.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 import random
@@ -21,7 +20,7 @@ import subprocess
 import sys
 import time
 
-from experiments import tiny
+from experiments import table, tiny
 
 NUM_STEPS = 300
 SAVE_EVERY = 25
@@ -122,11 +121,7 @@ def main() -> int:
     'device': facts['device'],
   }
   print(json.dumps(figures, indent=2))
-  if options.csv:
-    with options.csv.open('w', newline='') as file:
-      writer = csv.DictWriter(file, figures, lineterminator='\n')
-      writer.writeheader()
-      writer.writerow(figures)
+  table.write(options.csv, [figures])
   return int(bool(differing or failures or not figures['steps_exactly_once']))
 
 

@@ -13,7 +13,6 @@ minutes on two cores.
 
 import argparse
 import contextlib
-import csv
 import json
 import pathlib
 import statistics
@@ -26,6 +25,7 @@ import jax
 from effformer import config as config_lib
 from effformer import data, errors, tasks
 from effformer.train import loop, result, screen, session, setup, sharding
+from experiments import table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -69,6 +69,8 @@ def main() -> int:
   config, _ = config_lib.load(
     f'{ROOT}/configs/lra_text.py:{options.mechanism},quick'
   )
+  never = config.train.num_steps
+  config.train.eval_every_steps = config.train.checkpoint_every_steps = never
   task = tasks.make(config)
   program = setup.build(config, task)
   console = screen.Screen()
@@ -111,11 +113,7 @@ def main() -> int:
     'commit': result.commit(),
   }
   print(json.dumps(figures, indent=2))
-  if options.csv:
-    with options.csv.open('w', newline='') as file:
-      writer = csv.DictWriter(file, figures, lineterminator='\n')
-      writer.writeheader()
-      writer.writerow(figures)
+  table.write(options.csv, [figures])
   return int(figures['median_ratio'] < 0.95)
 
 

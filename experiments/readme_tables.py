@@ -8,7 +8,6 @@ parameters of one layer), results from the CSV files in experiments/results.
 """
 
 import argparse
-import csv
 import dataclasses
 import inspect
 import pathlib
@@ -20,10 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from effformer import attention, shapes
+from experiments import table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / 'README.md'
-RESULTS = ROOT / 'experiments' / 'results'
 # The layer whose parameters the catalogue counts.
 LENGTH, WIDTH, HEADS = 1024, 256, 4
 CAPABILITIES = ('causal', 'cross', 'streaming', 'packing', 'rotary')
@@ -72,7 +71,7 @@ def _parameters(name: str) -> int:
 def results() -> list[str]:
   """Scores of the quick runs, then what was measured about the loop."""
   lines = []
-  names = sorted(path.stem for path in RESULTS.glob('quick_*.csv'))
+  names = sorted(path.stem for path in table.RESULTS.glob('quick_*.csv'))
   rows = [row for name in reversed(names) for row in _read(name)]
   # A stand-in is no score.
   scores = [row for row in rows if row['stand_in'] == 'False']
@@ -146,11 +145,7 @@ def _reliability() -> list[str]:
 
 
 def _read(name: str) -> list[dict[str, str]]:
-  path = RESULTS / f'{name}.csv'
-  if not path.exists():
-    return []
-  with path.open(newline='') as file:
-    return list(csv.DictReader(file))
+  return table.read(table.RESULTS / f'{name}.csv')
 
 
 def rendered(text: str) -> str:

@@ -6,11 +6,45 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 
 from effformer import data
-from effformer.tasks import task
+from effformer.models import build
+from effformer.tasks import floors, task
+
+
+def from_config(
+  config: ml_collections.ConfigDict,
+  tokenizer: data.Tokenizer,
+  own_floors: Callable[[data.Dataset], dict[str, float]],
+) -> task.Task:
+  """The task `config.task` on its data set, or on the user's own data.
+
+  Args:
+    config: the whole config.
+    tokenizer: of the texts.
+    own_floors: data set -> floors beside that of the majority.
+  """
+  dataset = data.from_config(config.task, config.data)
+  model = build.sequence_classifier(
+    config, tokenizer.vocab_size, dataset.num_classes
+  )
+  splits = dataset.splits
+
+  def measure_floors() -> dict[str, float]:
+    majority = floors.majority(splits['train'], splits['test'])
+    return {'majority': majority, **own_floors(dataset)}
+
+  return make(
+    config.task,
+    dataset,
+    tokenizer.encode,
+    model,
+    config.data.max_length,
+    measure_floors,
+  )
 
 
 def make(
@@ -19,7 +53,7 @@ def make(
   encode: Callable[[bytes, int], np.ndarray],
   model: nn.Module,
   max_length: int,
-  floors: Callable[[], dict[str, float]],
+  measure_floors: Callable[[], dict[str, float]],
 ) -> task.Task:
   """Joins a data set of labelled sequences with a classifier.
 
@@ -60,5 +94,5 @@ def make(
     return per_example(logits_BC, batch)
 
   return task.Task(
-    name, dataset, encode, model, init, objective, measure, floors
+    name, dataset, encode, model, init, objective, measure, measure_floors
   )

@@ -3,29 +3,18 @@
 import ml_collections
 
 from effformer import data
-from effformer.models import build
 from effformer.tasks import classification, floors
 from effformer.tasks.task import Task
 
 
 def make(config: ml_collections.ConfigDict) -> Task:
   """The task on IMDb, or on the user's own labelled text of `config.data`."""
-  dataset = data.from_config('text', config.data)
-  tokenizer = data.ByteTokenizer()
-  max_length = config.data.max_length
-  model = build.sequence_classifier(
-    config, tokenizer.vocab_size, dataset.num_classes
-  )
-  splits = dataset.splits
+  tokenizer, max_length = data.ByteTokenizer(), config.data.max_length
 
-  def measure_floors() -> dict[str, float]:
+  def own_floors(dataset: data.Dataset) -> dict[str, float]:
+    train, test = dataset.splits['train'], dataset.splits['test']
     return {
-      'majority': floors.majority(splits['train'], splits['test']),
-      'bag_of_bytes': floors.bag_of_tokens(
-        splits['train'], splits['test'], tokenizer, max_length
-      ),
+      'bag_of_bytes': floors.bag_of_tokens(train, test, tokenizer, max_length)
     }
 
-  return classification.make(
-    'text', dataset, tokenizer.encode, model, max_length, measure_floors
-  )
+  return classification.from_config(config, tokenizer, own_floors)

@@ -33,6 +33,7 @@ class Stop:
     self._has_agreed = False
     self._name = None
     self._old = {}
+    self._hook = None
 
   @property
   def requested(self) -> bool:
@@ -46,21 +47,16 @@ class Stop:
     own handler in the place of this one.
     """
     if not self._old:
-      before = sys.unraisablehook
-
-      def hook(report):
-        # Where the handler ran inside a callback of C code, its exception
-        # cannot go up; the wish to stop stands in `requested` all the same.
-        if not issubclass(report.exc_type, errors.Preempted):
-          before(report)
-
-      sys.unraisablehook = hook
+      self._hook = sys.unraisablehook
+      sys.unraisablehook = self._unraisable
     for number in SIGNALS:
       old = signal.signal(number, self._handle)
       self._old.setdefault(number, old)
 
   def uninstall(self) -> None:
     """Gives the signals back to whom they belonged before `install`."""
+    if self._hook and sys.unraisablehook == self._unraisable:
+      sys.unraisablehook = self._hook
     while self._old:
       number, old = self._old.popitem()
       # None stands for a handler that Python did not install and cannot name.
@@ -102,6 +98,12 @@ class Stop:
         self._requested = self._has_agreed = True
         self._name = self._name or 'a signal to another process'
     return self._requested
+
+  def _unraisable(self, report):
+    # Where the handler ran inside a callback of C code, its exception cannot
+    # go up; the wish to stop stands in `requested` all the same.
+    if not issubclass(report.exc_type, errors.Preempted):
+      self._hook(report)
 
   def _handle(self, number, frame):
     name = signal.Signals(number).name

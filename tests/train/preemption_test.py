@@ -60,6 +60,16 @@ def failing_in_the_loop(stop):
     send()
     raise ValueError('a bug')
 
+class Dying:
+  def __del__(self):
+    send()
+
+def inside_a_callback(stop):
+  dying = Dying()
+  del dying
+  print('goes on')
+  loop(stop)
+
 stop = preemption.Stop()
 stop.install()
 try:
@@ -102,6 +112,7 @@ def test_each_signal(repository, case, output, message, name):
   ('case', 'output', 'message'),
   [
     ('loop', 'saved 3\npreempted SIGTERM\n', ''),
+    ('inside_a_callback', 'goes on\nsaved 0\npreempted SIGTERM\n', ''),
     ('second_in_setup', '', SECOND.format('SIGTERM')),
     ('after_the_loop', 'preempted SIGTERM\n', ''),
   ],
@@ -120,6 +131,7 @@ def test_a_failure_in_the_loop_is_not_hidden(repository):
 
 def test_handlers_are_given_back():
   before = [signal.getsignal(number) for number in preemption.SIGNALS]
+  hook = sys.unraisablehook
   stop = preemption.Stop()
   stop.install()
   stop.install()
@@ -127,6 +139,7 @@ def test_handlers_are_given_back():
   stop.uninstall()
   after = [signal.getsignal(number) for number in preemption.SIGNALS]
   assert after == before
+  assert sys.unraisablehook == hook
   assert not set(within) & set(before)
 
 
