@@ -107,7 +107,6 @@ def main() -> int:
     'median_ratio': round(statistics.median(b / a for a, b in rates), 4),
     'rounds': options.rounds,
     'steps_in_a_block': options.steps,
-    'waiting_for_data': round(run.clock.waiting_share(), 4),
     'stand_in': task.dataset.stand_in,
     'device': result.device(),
     'commit': result.commit(),

@@ -106,6 +106,12 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
       f'{first["majority"]} | {len(group)} | {int(first["num_params"]):,} | '
       f'{first["steps"]} of {first["batch_size"]} |'
     )
+  waiting = max(float(row['waiting_share']) for row in rows)
+  lines += [
+    '',
+    f'Of their training time at most {100 * waiting:.1f}% was spent waiting for '
+    'data.',
+  ]
   return [*lines, '']
 
 
@@ -137,9 +143,8 @@ def _reliability() -> list[str]:
   for row in _read('loop_overhead'):
     lines.append(
       f'- The loop runs at {float(row["median_ratio"]):.3f} of the rate of the '
-      f'bare compiled step ({row["mechanism"]}, quick), with '
-      f'{100 * float(row["waiting_for_data"]):.1f}% of its time waiting for '
-      'data (`python -m experiments.loop_overhead`).'
+      f'bare compiled step ({row["mechanism"]}, quick; '
+      '`python -m experiments.loop_overhead`).'
     )
   return lines
 

@@ -9,7 +9,7 @@ run that was killed anywhere repeats exactly what is missing.
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -165,8 +165,10 @@ def _advance(run: Run, current: state.TrainState) -> state.TrainState:
       if stop:
         raise errors.Preempted(f'stopped and saved at step {position}')
       start = time.monotonic()
-      batch = next(batches)
+      rows = next(batches)
+      # Not the transfer: it waits for the step under way, not for data.
       run.clock.waiting += time.monotonic() - start
+      batch = sharding.to_devices(run.mesh, rows, config.batch_size)
       current, metrics = run.train_step(current, batch)
       position += 1
       pending.append((position, metrics))
@@ -201,11 +203,11 @@ def _due(position: int, every: int, is_last: bool) -> bool:
   return is_last or (position > 0 and position % every == 0)
 
 
-def _batches(run: Run, position: int) -> Iterator[dict[str, jax.Array]]:
-  """The batches of the steps after `position`, on the devices."""
+def _batches(run: Run, position: int) -> data.Batches:
+  """This process's rows of the batches of the steps after `position`."""
   config = run.config
   size = config.train.batch_size
-  rows = data.train_batches(
+  return data.train_batches(
     run.task.dataset.splits['train'],
     run.task.encode,
     seed=config.seed,
@@ -217,11 +219,6 @@ def _batches(run: Run, position: int) -> Iterator[dict[str, jax.Array]]:
     prefetch=config.data.prefetch,
     rows=sharding.local_rows(run.mesh, size),
   )
-  try:
-    for batch in rows:
-      yield sharding.to_devices(run.mesh, batch, size)
-  finally:
-    rows.close()
 
 
 def _settle(run: Run, pending: collections.deque, allowed: int) -> None:
