@@ -109,8 +109,8 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
   waiting = max(float(row['waiting_share']) for row in rows)
   lines += [
     '',
-    f'Of their training time at most {100 * waiting:.1f}% was spent waiting for '
-    'data.',
+    f'At most {100 * waiting:.1f}% of their training time went into waiting '
+    'for data.',
   ]
   return [*lines, '']
 
