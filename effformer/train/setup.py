@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from effformer.tasks.task import Task
 from effformer.train import (
@@ -106,9 +107,26 @@ def build(
   return Program(
     mesh,
     abstract,
-    jax.jit(make_state, out_shardings=shardings),
+    functools.partial(_first_state, make_state, mesh, abstract),
     lambda: train_step.lower(abstract, batch),
     lambda: eval_step.lower(abstract.params, eval_batch),
+  )
+
+
+def _first_state(make_state, mesh, abstract):
+  """Made on one device and then spread over all.
+
+  How a program is split may change the last bits of what it computes, and the
+  same seed is to mean the same parameters on any mesh.
+  """
+  with jax.default_device(mesh.local_devices[0]):
+    made = jax.device_get(jax.jit(make_state)())
+  return jax.tree.map(
+    lambda x, like: jax.make_array_from_callback(
+      x.shape, like.sharding, lambda index: np.asarray(x)[index]
+    ),
+    made,
+    abstract,
   )
 
 
