@@ -20,6 +20,7 @@ import pathlib
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -308,17 +309,16 @@ def _silence_stragglers() -> None:
   """Drops what the threads of a failed save say after it.
 
   They report by the hundred, through sys.unraisablehook, that the event loop
-  of the save is closed; why it failed is in the error of the save itself.
+  of the save is closed, and warn of parts that were never begun; why it failed
+  is in the error of the save itself.
   """
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
   before = sys.unraisablehook
   if getattr(before, 'silences_stragglers', False):
     return
 
   def hook(report):
-    is_straggler = report.exc_type is RuntimeError and (
-      str(report.exc_value) == 'Event loop is closed'
-    )
-    if not is_straggler:
+    if repr(report.exc_value) != "RuntimeError('Event loop is closed')":
       before(report)
 
   hook.silences_stragglers = True
