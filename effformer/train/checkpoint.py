@@ -312,7 +312,7 @@ def _silence_stragglers() -> None:
   of the save is closed, and warn of parts that were never begun; why it failed
   is in the error of the save itself.
   """
-  warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
+  warnings.filterwarnings('ignore', "coroutine 'async_serialize")
   before = sys.unraisablehook
   if getattr(before, 'silences_stragglers', False):
     return

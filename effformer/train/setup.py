@@ -107,7 +107,7 @@ def build(
   return Program(
     mesh,
     abstract,
-    functools.partial(_first_state, make_state, mesh, abstract),
+    functools.partial(_first_state, jax.jit(make_state), mesh, abstract),
     lambda: train_step.lower(abstract, batch),
     lambda: eval_step.lower(abstract.params, eval_batch),
   )
@@ -117,13 +117,14 @@ def _first_state(make_state, mesh, abstract):
   """Made on one device and then spread over all.
 
   How a program is split may change the last bits of what it computes, and the
-  same seed is to mean the same parameters on any mesh.
+  same seed is to mean the same parameters on any mesh. So the state has to fit
+  one device, once.
   """
   with jax.default_device(mesh.local_devices[0]):
-    made = jax.device_get(jax.jit(make_state)())
+    made = jax.device_get(make_state())
   return jax.tree.map(
     lambda x, like: jax.make_array_from_callback(
-      x.shape, like.sharding, lambda index: np.asarray(x)[index]
+      like.shape, like.sharding, lambda index: np.asarray(x)[index]
     ),
     made,
     abstract,
