@@ -27,6 +27,15 @@ MIXERS = {
   # 'none' (per head, keys and values), 'headwise' (one for keys, one for
   # values) or 'key_value' (one).
   'linformer': {'rank': 64, 'sharing': 'key_value'},
+  # `features`: 'positive' or 'hyperbolic' (estimates of softmax), or 'relu';
+  # `num_features`: of a head; `seed`: of their directions; `redraw_every`:
+  # steps after which these are drawn anew, 0 = never.
+  'performer': {
+    'features': 'positive',
+    'num_features': 256,
+    'seed': 0,
+    'redraw_every': 0,
+  },
 }
 
 # Mechanisms without rotary positions, and the position that the preset
@@ -46,6 +55,7 @@ CHOICES = {
   'model.activation': ('gelu', 'relu'),
   'mixer.name': tuple(MIXERS),
   'mixer.form': ('dense', 'chunked'),
+  'mixer.features': ('positive', 'hyperbolic', 'relu'),
   'mixer.sharing': ('none', 'headwise', 'key_value'),
   'train.schedule': ('constant', 'rsqrt', 'cosine'),
   'train.decay': ('all', 'matrices'),
@@ -104,6 +114,9 @@ RANGES = {
   'mixer.block': _COUNT_OR_NONE,
   'mixer.window': _COUNT,
   'mixer.rank': _COUNT,
+  'mixer.num_features': _COUNT,
+  'mixer.seed': Range(0, 2**32 - 1),
+  'mixer.redraw_every': _COUNT_OR_NONE,
   'data.max_length': _COUNT,
   'data.num_threads': _COUNT_OR_NONE,
   'data.prefetch': _COUNT_OR_NONE,
@@ -156,8 +169,26 @@ class Choice(typing.NamedTuple):
 DEFAULT = Choice()
 
 
+def members(mechanism: str) -> list[str]:
+  """The mechanisms of a hybrid like 'local+full', from the lowest layer up."""
+  return mechanism.split('+')
+
+
+def mixer_row(mechanism: str) -> dict:
+  """The settings of a mechanism; of a hybrid, those that all its members that
+  have them start with the same value. The others are set layer by layer."""
+  merged, apart = {}, set()
+  for member in members(mechanism):
+    for name, value in MIXERS[member].items():
+      if merged.setdefault(name, value) != value:
+        apart.add(name)
+  return {name: merged[name] for name in merged if name not in apart}
+
+
 def parse(arg: str) -> Choice:
   """Reads `MECHANISM,preset=PRESET,quick`: any part, in any order, once.
+
+  A hybrid is several mechanisms joined by +, from the lowest layers up.
 
   Raises:
     ArgumentError: unknown or repeated word.
@@ -185,13 +216,16 @@ def _read_word(word: str) -> tuple[str, str | bool]:
     return 'preset', value
   if word == 'quick':
     return 'quick', True
-  if word in MIXERS:
+  if set(members(word)) <= set(MIXERS):
     return 'mechanism', word
   presets = tuple(f'preset={preset}' for preset in PRESETS)
   if word in PRESETS:
     raise ArgumentError(f'a preset is chosen by preset={word}, not {word!r}')
+  unknown = next(part for part in members(word) if part not in MIXERS)
   raise ArgumentError(
-    f'unknown mechanism or switch {word!r}', word, (*MIXERS, 'quick', *presets)
+    f'unknown mechanism or switch {unknown!r}',
+    unknown,
+    (*MIXERS, 'quick', *presets),
   )
 
 
@@ -221,10 +255,14 @@ def assemble(
   choice = parse(arg)
   config = base(choice)
   config.task, config.seed = task, seed
-  rows = [
-    presets[choice.preset],
-    mechanisms.get(choice.preset, {}).get(choice.mechanism, {}),
-  ]
+  rows = [presets[choice.preset]]
+  for member in members(choice.mechanism):
+    row = mechanisms.get(choice.preset, {}).get(member, {})
+    if member != choice.mechanism:
+      # What a member asks of the whole model is not for the others.
+      known = {f'mixer.{name}' for name in config.mixer}
+      row = {key: value for key, value in row.items() if key in known}
+    rows.append(row)
   for row in [*rows, quick] if choice.quick else rows:
     config.update_from_flattened_dict(row)
   if choice.quick:
@@ -233,7 +271,8 @@ def assemble(
     scale = config.train.warmup_steps**0.5 if is_factor else 1.0
     config.train.learning_rate = quick_peak * scale
   if config.model.position == 'rotary':
-    config.model.position = WITHOUT_ROTARY.get(choice.mechanism, 'rotary')
+    for member in members(choice.mechanism):
+      config.model.position = WITHOUT_ROTARY.get(member, config.model.position)
   return config.lock()
 
 
@@ -253,9 +292,10 @@ def base(choice: Choice = DEFAULT) -> ml_collections.ConfigDict:
   config.preset = choice.preset
   config.quick = choice.quick
   config.model = _model()
-  # The mechanism and its settings; broadcast to all layers.
+  # The mechanism and its settings; broadcast to all layers. The members of a
+  # hybrid ('local+full') have equal shares of the layers, from the lowest up.
   config.mixer = ml_collections.ConfigDict(
-    {'name': choice.mechanism, **MIXERS[choice.mechanism]}
+    {'name': choice.mechanism, **mixer_row(choice.mechanism)}
   )
   config.data = _data()
   config.train = _train()

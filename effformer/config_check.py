@@ -192,11 +192,12 @@ def mechanism_of(config, schema: ModuleType) -> str:
   """`mixer.name`, which decides what other keys there are.
 
   Raises:
-    ConfigError: it is missing or no row of `schema.MIXERS`.
+    ConfigError: it is missing, or a member is no row of `schema.MIXERS`.
   """
   name = config.get('mixer', {}).get('name')
-  if name not in schema.MIXERS:
-    refuse(f'mixer.name={name!r} is unknown', hint(str(name), schema.MIXERS))
+  for member in schema.members(str(name)):
+    if member not in schema.MIXERS:
+      refuse(f'mixer.name={name!r} is unknown', hint(member, schema.MIXERS))
   return name
 
 
@@ -229,6 +230,9 @@ def _check_value(key: str, value: Any, schema: ModuleType) -> None:
   elif layer:
     section = 'model' if layer[2] in _LAYER_FACTS else 'mixer'
     rule = f'{section}.{layer[2]}'
+  if key == 'mixer.name':
+    # Hybrids are no row; `mechanism_of` has looked at their members.
+    return
   choices = schema.CHOICES.get(rule)
   if choices and value not in choices:
     refuse(f'{key}={value!r} is unknown', hint(value, choices))
@@ -240,7 +244,15 @@ def _check_value(key: str, value: Any, schema: ModuleType) -> None:
 def _check_layers(config, schema: ModuleType) -> None:
   """What one layer needs, for the facts of all and of each that differs."""
   model, layers = config.model, config.model.layers
-  _check_layer(config, '', {}, schema)
+  members = schema.members(config.mixer.name)
+  if len(members) > model.num_layers:
+    refuse(
+      f'{config.mixer.name} has {len(members)} members, but '
+      f'model.num_layers={model.num_layers}',
+      f'add {FLAG}model.num_layers={len(members)}',
+    )
+  for member in members:
+    _check_layer(config, '', {'mixer': member}, schema)
   groups = {}
   for index in sorted(layers.keys()):
     if not index.isdigit() or not int(index) < model.num_layers:
@@ -250,6 +262,9 @@ def _check_layers(config, schema: ModuleType) -> None:
         f'use 0 to {model.num_layers - 1}',
       )
     row = layers[index].to_dict()
+    row.setdefault(
+      'mixer', members[int(index) * len(members) // model.num_layers]
+    )
     _check_layer(config, index, row, schema)
     group = row.pop('share', '')
     if group and groups.setdefault(group, (index, row)) != (index, row):
@@ -268,7 +283,7 @@ def _check_layer(config, index: str, row: dict, schema: ModuleType) -> None:
   def name(fact: str) -> str:
     return f'model.layers.{index}.{fact}' if fact in row else f'model.{fact}'
 
-  mechanism = row.get('mixer', config.mixer.name)
+  mechanism = row['mixer']
   settings = schema.MIXERS[mechanism]
   for fact in row:
     if fact not in _LAYER_FACTS and fact not in settings:

@@ -43,10 +43,13 @@ class Tokens:
     is_packed: static. False promises at most one segment a row, with id 1,
       which lets a mechanism take a cheaper path. True (the default) is
       always right.
+    step: int32 scalar, number of training steps so far, for what a mechanism
+      draws anew on a schedule; None outside of training.
   """
 
   segment_BT: Array
   position_BT: Array
+  step: Array | None = None
   is_packed: bool = flax.struct.field(pytree_node=False, default=True)
 
   @classmethod

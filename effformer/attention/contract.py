@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 
 from effformer.shapes import Array, DTypeLike, Tokens
 
@@ -29,10 +30,15 @@ class Supports:
     streaming: `init_state` and `extend`, where causal.
     packing: several segments in a row, none of which sees another.
     rotary: rotary positions (`rotary=True`).
+    relative_bias: ALiBi and T5 biases of the logits.
+    grouped: fewer heads of keys and values than of queries.
     needs_length: parameters are made for a maximal number of source tokens.
     row_normalised: weights of a query sum to one: constant values come back.
     permutation: source tokens are a set: their order changes nothing.
     linear_memory: memory of forward and backward grows linearly with tokens.
+    any_padding: more padding on the right changes nothing.
+    choice_leaks: where causal, which of the past tokens are seen (never what
+      they say) depends on later tokens.
   """
 
   bidirectional: bool = True
@@ -41,10 +47,14 @@ class Supports:
   streaming: bool = False
   packing: bool = False
   rotary: bool = False
+  relative_bias: bool = False
+  grouped: bool = False
   needs_length: bool = False
   row_normalised: bool = False
   permutation: bool = False
   linear_memory: bool = False
+  any_padding: bool = True
+  choice_leaks: bool = False
 
 
 class Mixer(nn.Module):
@@ -115,3 +125,94 @@ class Mixer(nn.Module):
     """The message for a capability that is not there."""
     where = f' {when}' if when else ''
     return f'{self.mechanism} does not support {capability}{where}'
+
+  @nn.nowrap
+  def check_call(
+    self,
+    x_BTD: Array,
+    context_BSD: Array | None,
+    tokens: Tokens,
+    context_tokens: Tokens | None,
+  ) -> None:
+    """Raises for a call that is not supported or does not fit together."""
+    is_cross = context_BSD is not None
+    if is_cross and not self.supports.cross:
+      raise NotImplementedError(self.refusal('cross'))
+    if is_cross and getattr(self, 'causal', False):
+      raise NotImplementedError(self.refusal('cross', 'when causal=True'))
+    if not (self.supports.bidirectional or getattr(self, 'causal', True)):
+      raise NotImplementedError(
+        self.refusal('bidirectional', '(set causal=True)')
+      )
+    if is_cross != (context_tokens is not None):
+      raise ValueError(
+        f'{self.mechanism}: context and context_tokens go together; '
+        f'got {_given(context_BSD)} and {_given(context_tokens)}'
+      )
+    self._check(x_BTD, tokens, 'x')
+    if is_cross:
+      self._check(context_BSD, context_tokens, 'context')
+      self._check_equal('batch', x_BTD.shape[0], context_BSD.shape[0])
+      self._check_equal('width', x_BTD.shape[2], context_BSD.shape[2])
+
+  @nn.nowrap
+  def check_extend(self, x_BTD: Array, state: State, tokens: Tokens) -> None:
+    """Raises for tokens that do not fit the stream."""
+    self.check_streaming()
+    self._check(x_BTD, tokens, 'x')
+    batch_size = jax.tree.leaves(state)[0].shape[0]
+    self._check_equal('batch of x and state', x_BTD.shape[0], batch_size)
+
+  @nn.nowrap
+  def check_streaming(self):
+    if not self.supports.streaming:
+      raise NotImplementedError(self.refusal('streaming'))
+    if not getattr(self, 'causal', True):
+      raise NotImplementedError(self.refusal('streaming', 'when causal=False'))
+
+  @nn.nowrap
+  def _check(self, x_BTD, tokens, name):
+    if tokens.is_packed and not self.supports.packing:
+      raise NotImplementedError(
+        self.refusal('packing', '(tokens.is_packed is True)')
+      )
+    if x_BTD.ndim != 3:
+      raise ValueError(
+        f'{self.mechanism}: {name} must have 3 dimensions (batch, tokens, '
+        f'width), got {x_BTD.ndim}: {x_BTD.shape}'
+      )
+    for field in ('segment_BT', 'position_BT'):
+      shape = getattr(tokens, field).shape
+      if shape != x_BTD.shape[:2]:
+        raise ValueError(
+          f'{self.mechanism}: {field} of {name} is {shape}, but {name} is '
+          f'{x_BTD.shape}'
+        )
+
+  @nn.nowrap
+  def _check_equal(self, what, first, second):
+    if first != second:
+      raise ValueError(f'{self.mechanism}: {what} {first} is not {second}')
+
+  @nn.nowrap
+  def at_least(self, setting: str, least: int) -> None:
+    """Raises ValueError for a setting below its least value."""
+    value = getattr(self, setting)
+    if value < least:
+      raise ValueError(
+        f'{self.mechanism}: {setting} must be at least {least}, got {value}'
+      )
+
+  @nn.nowrap
+  def one_of(self, setting: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError for a word that is not among the known ones."""
+    value = getattr(self, setting)
+    if value not in known:
+      raise ValueError(
+        f'{self.mechanism}: {setting} must be one of {", ".join(known)}; got '
+        f'{value!r}'
+      )
+
+
+def _given(argument):
+  return 'none' if argument is None else 'one'

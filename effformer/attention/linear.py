@@ -21,9 +21,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from effformer.attention import recurrence
 from effformer.attention.contract import Supports
-from effformer.attention.multihead import Call, Head, MultiHead, rotate
+from effformer.attention.multihead import Call, Head, MultiHead
+from effformer.attention.primitives import recurrence
+from effformer.attention.primitives.positions import rotate
 
 EPSILON = 1e-6
 
@@ -42,6 +43,7 @@ class LinearAttention(MultiHead):
     streaming=True,
     packing=True,
     rotary=True,
+    grouped=True,
     row_normalised=True,
     permutation=True,
     linear_memory=True,
@@ -62,12 +64,14 @@ class LinearAttention(MultiHead):
       raise NotImplementedError(self.refusal('packing', 'with a context'))
     if self.causal:
       state = self.head_state(0, head.k_SK.shape[-1], jnp.float32)
-      return self.step(head, state, call)[0]
+      return self.step(head, state, params, call)[0]
 
     def add(q_TK, k_SK, v_SV):
       if call.is_packed:
         return recurrence.bidirectional(
-          q_TK, k_SK, v_SV, head.segment_T, chunk=self.chunk
+          recurrence.Streams(q_TK, k_SK, v_SV),
+          head.segment_T,
+          chunk=self.chunk,
         )
       return q_TK @ (k_SK.T @ v_SV)
 
@@ -79,7 +83,7 @@ class LinearAttention(MultiHead):
     return recurrence.empty(head_width, head_width + 1)
 
   @nn.nowrap
-  def step(self, head: Head, state: recurrence.Memory, call: Call):
+  def step(self, head: Head, state: recurrence.Memory, params, call: Call):
     """See `MultiHead`."""
     parts = []
 
@@ -87,9 +91,7 @@ class LinearAttention(MultiHead):
       first = sum(part.sum_KV.shape[-1] for part in parts)
       columns_KV = state.sum_KV[:, first : first + v_TV.shape[-1]]
       o_TV, part = recurrence.causal(
-        q_TK,
-        k_TK,
-        v_TV,
+        recurrence.Streams(q_TK, k_TK, v_TV),
         head.segment_T,
         recurrence.Memory(columns_KV, state.segment),
         chunk=self.chunk,

@@ -21,9 +21,9 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from effformer.attention import softmax
 from effformer.attention.contract import Supports
 from effformer.attention.multihead import Call, Head, MultiHead
+from effformer.attention.primitives import chunked, softmax
 
 SHARING = ('none', 'headwise', 'key_value')
 
@@ -41,7 +41,7 @@ class LinformerAttention(MultiHead):
 
   mechanism: ClassVar[str] = 'linformer'
   supports: ClassVar[Supports] = Supports(
-    cross=True, needs_length=True, linear_memory=True
+    cross=True, grouped=True, needs_length=True, linear_memory=True
   )
 
   rank: int = 64
@@ -53,11 +53,7 @@ class LinformerAttention(MultiHead):
     self.at_least('rank', 1)
     if self.max_length is not None:
       self.at_least('max_length', 1)
-    if self.sharing not in SHARING:
-      raise ValueError(
-        f'linformer: sharing must be one of {", ".join(SHARING)}; got '
-        f'{self.sharing!r}'
-      )
+    self.one_of('sharing', SHARING)
 
   def head_params(self, num_source):
     """E and F, [H, r, max_length], or [r, max_length] where shared."""
@@ -79,7 +75,7 @@ class LinformerAttention(MultiHead):
     mix_values = mix_keys
     if self.sharing != 'key_value':
       mix_values = self.param('mix_values', init, shape)
-    return (mix_keys, mix_values), 0 if self.sharing == 'none' else None
+    return (mix_keys, mix_values), self.sharing == 'none'
 
   @nn.nowrap
   def mix(self, head: Head, params, call: Call):
@@ -101,12 +97,12 @@ class LinformerAttention(MultiHead):
       jnp.minimum(head.segment_T, 1), jnp.ones((self.rank,), jnp.int32)
     )
     pattern = softmax.Pattern(dropout=0.0 if head.rng is None else self.dropout)
-    return softmax.chunked(
+    return chunked.attend(
       head.q_TK,
       k_MK,
       v_MV,
       where,
       head.rng,
       pattern=pattern,
-      block=softmax.tile_side(call.rows),
+      block=chunked.side(call.rows),
     )[0]

@@ -4,79 +4,23 @@
     y = [o_1 ... o_H] W_o,  o_h = mix(q_h, k_h, v_h)
 
 A mechanism is a pure function on one head of one example, arrays [T, K], lifted
-here over heads and batch. Its class says which function, and adds settings.
-
-Rotary positions (Su et al. 2021, 2104.09864): pairs (x_t, x_{t + K/2}) turn by
-position * 10000^{-2t/K}; angles are float32.
+over heads and batch by `heads`. Its class says which function, and adds
+settings.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from effformer.attention import heads
 from effformer.attention.contract import Mixer, State
+from effformer.attention.heads import Call, Head
+from effformer.attention.primitives import positions
 from effformer.shapes import Array, DTypeLike, Tokens
 
-
-class Head(NamedTuple):
-  """What the mathematics of one head of one example works on.
-
-  Attributes:
-    q_TK: queries in the compute dtype.
-    k_SK: keys.
-    v_SV: values.
-    segment_T: int32, of the queries; 0 is padding.
-    segment_S: int32, of the keys.
-    position_T: int32, of the queries, within their segments.
-    position_S: int32, of the keys.
-    rng: key for dropout within the mechanism, or None for no dropout.
-  """
-
-  q_TK: Array
-  k_SK: Array
-  v_SV: Array
-  segment_T: Array
-  segment_S: Array
-  position_T: Array
-  position_S: Array
-  rng: Array | None
-
-
-# Axis of the heads in each field, once the batch is taken off.
-HEAD_AXES = Head(1, 1, 1, None, None, None, None, 0)
-
-
-def rotate(x_TK: Array, position_T: Array, base: float = 10_000.0) -> Array:
-  """Turns each pair of halves by its position; the norm stays. K is even."""
-  half = x_TK.shape[-1] // 2
-  rate_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_TK = position_T.astype(jnp.float32)[:, None] * rate_K[None, :]
-  cos_TK, sin_TK = jnp.cos(angle_TK), jnp.sin(angle_TK)
-  first_TK, second_TK = jnp.split(x_TK.astype(jnp.float32), 2, axis=-1)
-  turned_TK = jnp.concatenate(
-    [
-      first_TK * cos_TK - second_TK * sin_TK,
-      second_TK * cos_TK + first_TK * sin_TK,
-    ],
-    axis=-1,
-  )
-  return turned_TK.astype(x_TK.dtype)
-
-
-class Call(NamedTuple):
-  """Static facts of one call.
-
-  Attributes:
-    is_packed: False promises at most one segment a row.
-    is_cross: keys and values come from a context.
-    rows: B H, heads of examples that are computed together.
-  """
-
-  is_packed: bool
-  is_cross: bool
-  rows: int
+__all__ = ['Call', 'Head', 'MultiHead']
 
 
 class MultiHead(Mixer):
@@ -84,10 +28,13 @@ class MultiHead(Mixer):
 
   Attributes:
     num_heads: H.
+    num_kv_heads: H', heads of keys and values, a divisor of H; None for H.
     head_width: K = V; None for D / H, which must then be whole.
     use_bias: biases in the four projections.
     causal: a token sees itself and earlier ones only.
     rotary: rotary positions on queries and keys; K must be even.
+    relative_bias: 'none', 'alibi' (fixed slopes) or 't5' (trained), added to
+      the logits.
     dropout: probability, in [0, 1); where it acts the mechanism says.
     dtype: compute dtype; parameters are float32.
   """
@@ -95,12 +42,16 @@ class MultiHead(Mixer):
   # What a mechanism does itself, because it has to happen inside.
   rotates_itself: ClassVar[bool] = False
   drops_itself: ClassVar[bool] = True
+  # Whether a stream has a state of its own before the heads.
+  has_carry: ClassVar[bool] = False
 
   num_heads: int = 4
+  num_kv_heads: int | None = None
   head_width: int | None = None
   use_bias: bool = False
   causal: bool = False
   rotary: bool = False
+  relative_bias: str = 'none'
   dropout: float = 0.0
   dtype: DTypeLike = jnp.float32
 
@@ -109,7 +60,19 @@ class MultiHead(Mixer):
     for capability in ('causal', 'rotary'):
       if getattr(self, capability) and not getattr(self.supports, capability):
         raise NotImplementedError(self.refusal(capability))
+    self.one_of('relative_bias', positions.KINDS)
+    if self.relative_bias != 'none' and not self.supports.relative_bias:
+      raise NotImplementedError(self.refusal('relative_bias'))
     self.at_least('num_heads', 1)
+    groups = self.num_kv_heads
+    if groups is not None and groups != self.num_heads:
+      if not self.supports.grouped:
+        raise NotImplementedError(self.refusal('grouped', '(num_kv_heads)'))
+      if groups < 1 or self.num_heads % groups:
+        raise ValueError(
+          f'{self.mechanism}: num_kv_heads must divide num_heads '
+          f'{self.num_heads}, got {groups}'
+        )
     if self.head_width is not None:
       self.at_least('head_width', 1)
       self._check_rotary(self.head_width)
@@ -130,7 +93,9 @@ class MultiHead(Mixer):
     raise NotImplementedError(self.refusal('bidirectional'))
 
   @nn.nowrap
-  def step(self, head: Head, state: State, call: Call) -> tuple[Array, State]:
+  def step(
+    self, head: Head, state: State, params: Any, call: Call
+  ) -> tuple[Array, State]:
     """`mix` of new tokens with all that the state holds, and the new state."""
     raise NotImplementedError(self.refusal('streaming'))
 
@@ -141,9 +106,40 @@ class MultiHead(Mixer):
     """The state of one head of one example before the first token."""
     raise NotImplementedError(self.refusal('streaming'))
 
-  def head_params(self, num_source: int) -> tuple[Any, Any]:
-    """Further parameters, and the axis of the heads in each (or None)."""
-    return (), None
+  def head_params(self, num_source: int) -> tuple[Any, bool]:
+    """Further parameters, and whether their first axis is that of the heads.
+
+    `num_source` is the number of source tokens, or in a stream that of the new
+    ones.
+    """
+    return (), False
+
+  def project(
+    self, x_BTD: Array, context_BSD: Array, tokens: Tokens, carry: Any
+  ) -> tuple[tuple[Array, Array, Array, Any], Any]:
+    """q [B, T, H, K]; k, v and more streams [B, S, H', ...]; the new carry.
+
+    A carry is what a stream needs before the heads (`has_carry`); None outside
+    of a stream.
+    """
+    width = self.width_of_head(x_BTD.shape[-1])
+    sources = (self.num_kv_heads or self.num_heads, width)
+    v_BSHV = self.projection('value', sources)(context_BSD)
+    k_BSHK = self.projection('key', sources)(context_BSD)
+    q_BTHK = self.projection('query', (self.num_heads, width))(x_BTD)
+    return (q_BTHK, k_BSHK, v_BSHV, None), carry
+
+  def carry_state(self, batch_size: int, dtype: DTypeLike) -> State:
+    """The carry before the first token, [B, ...]; see `project`."""
+    raise NotImplementedError(self.refusal('streaming'))
+
+  def refine(self, o_BTHV: Array, x_BTD: Array) -> Array:
+    """Norms and gates of the outputs of the heads, before dropout."""
+    return o_BTHV
+
+  def finish(self, o_BTHV: Array, x_BTD: Array) -> Array:
+    """y_BTD from the outputs of the heads."""
+    return self.projection('out', x_BTD.shape[-1], axis=(-2, -1))(o_BTHV)
 
   def __call__(
     self,
@@ -155,22 +151,9 @@ class MultiHead(Mixer):
     deterministic: bool = True,
   ) -> Array:
     """See `Mixer`."""
+    self.check_call(x_BTD, context_BSD, tokens, context_tokens)
     is_cross = context_BSD is not None
-    if is_cross and not self.supports.cross:
-      raise NotImplementedError(self.refusal('cross'))
-    if is_cross and self.causal:
-      raise NotImplementedError(self.refusal('cross', 'when causal=True'))
-    if is_cross != (context_tokens is not None):
-      raise ValueError(
-        f'{self.mechanism}: context and context_tokens go together; '
-        f'got {_given(context_BSD)} and {_given(context_tokens)}'
-      )
-    self._check(x_BTD, tokens, 'x')
-    if is_cross:
-      self._check(context_BSD, context_tokens, 'context')
-      self._check_equal('batch', x_BTD.shape[0], context_BSD.shape[0])
-      self._check_equal('width', x_BTD.shape[2], context_BSD.shape[2])
-    else:
+    if not is_cross:
       context_BSD, context_tokens = x_BTD, tokens
     return self.project_and_mix(
       x_BTD, context_BSD, tokens, context_tokens, is_cross, deterministic, None
@@ -180,31 +163,21 @@ class MultiHead(Mixer):
     self, batch_size: int, max_length: int, dtype: DTypeLike = jnp.float32
   ) -> State:
     """See `Mixer`."""
-    self._check_streaming()
-    head_width = self.head_width
-    if head_width is None:
-      if self.scope is None or not self.has_variable('params', 'query'):
-        raise ValueError(
-          f'{self.mechanism}: the width of a head is not known; set '
-          'head_width, or call module.apply(variables, ..., '
-          "method='init_state')"
-        )
-      kernel_DHK = self.get_variable('params', 'query')['kernel']
-      head_width = kernel_DHK.shape[-1]
-    state = self.head_state(max_length, head_width, dtype)
-    return jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (batch_size, self.num_heads, *x.shape)),
-      state,
+    self.check_streaming()
+    shape = (batch_size, self.num_kv_heads or self.num_heads)
+    state = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (*shape, *x.shape)),
+      self.head_state(max_length, self.known_head_width(), dtype),
     )
+    if not self.has_carry:
+      return state
+    return state, self.carry_state(batch_size, dtype)
 
   def extend(
     self, x_BTD: Array, state: State, *, tokens: Tokens
   ) -> tuple[Array, State]:
     """See `Mixer`."""
-    self._check_streaming()
-    self._check(x_BTD, tokens, 'x')
-    batch_size = jax.tree.leaves(state)[0].shape[0]
-    self._check_equal('batch of x and state', x_BTD.shape[0], batch_size)
+    self.check_extend(x_BTD, state, tokens)
     return self.project_and_mix(
       x_BTD, x_BTD, tokens, tokens, False, True, state
     )
@@ -216,60 +189,83 @@ class MultiHead(Mixer):
   ):  # fmt: skip
     """Both calls in one, since linen makes parameters in one place."""
     is_packed = tokens.is_packed or context_tokens.is_packed
-    if is_packed and not self.supports.packing:
-      raise NotImplementedError(
-        self.refusal('packing', '(tokens.is_packed is True)')
-      )
-    width = x_BTD.shape[-1]
-    heads = (self.num_heads, self._width_of_head(width))
-    v_BSHV = self._projection('value', heads)(context_BSD)
-    k_BSHK = self._projection('key', heads)(context_BSD)
-    q_BTHK = self._projection('query', heads)(x_BTD)
+    carry = None
+    if state is not None and self.has_carry:
+      state, carry = state
+    (q_BTHK, k_BSHK, v_BSHV, more), carry = self.project(
+      x_BTD, context_BSD, tokens, carry
+    )
     rng = None
     if self.dropout and not deterministic:
       rng = self.make_rng('dropout')
     head = Head(
-      q_BTHK, k_BSHK, v_BSHV,
+      q_BTHK, k_BSHK, v_BSHV, more,
+      self._bias_weights(), self._head_rngs(rng, x_BTD),
       tokens.segment_BT, context_tokens.segment_BT,
       tokens.position_BT, context_tokens.position_BT,
-      self._head_rngs(rng, x_BTD),
     )  # fmt: skip
     call = Call(is_packed, is_cross, x_BTD.shape[0] * self.num_heads)
+    params, is_per_head = self.head_params(context_BSD.shape[1])
     if state is None:
-      params, axes = self.head_params(context_BSD.shape[1])
-      o_BTHV = self._mix_all(head, params, axes, call)
+      o_BTHV = heads.lift(
+        lambda head, params: self.mix(self._rotated(head), params, call),
+        head, params, is_per_head,
+      )  # fmt: skip
     else:
-      o_BTHV, state = self._step_all(head, state, call)
-    o_BTHV = o_BTHV.astype(self.dtype)
+      o_BTHV, state = heads.lift_step(
+        lambda head, state, params: self.step(
+          self._rotated(head), state, params, call
+        ),
+        head, state, params, is_per_head,
+      )  # fmt: skip
+    o_BTHV = self.refine(o_BTHV, x_BTD).astype(self.dtype)
     if not self.drops_itself:
       o_BTHV = nn.Dropout(self.dropout)(
         o_BTHV, deterministic=rng is None, rng=rng
       )
-    return self._projection('out', width, axis=(-2, -1))(o_BTHV), state
+    if state is not None and self.has_carry:
+      state = state, carry
+    return self.finish(o_BTHV, x_BTD), state
 
   @nn.nowrap
-  def _mix_all(self, head, params, axes, call):
-    def one(head, params):
-      return self.mix(self._rotated(head), params, call)
-
-    over_heads = jax.vmap(one, in_axes=(HEAD_AXES, axes), out_axes=1)
-    return jax.vmap(over_heads, in_axes=(0, None))(head, params)
+  def known_head_width(self) -> int:
+    """K, from the settings or from the parameters that this is called with."""
+    if self.head_width is not None:
+      return self.head_width
+    if self.scope is None or not self.has_variable('params', 'query'):
+      raise ValueError(
+        f'{self.mechanism}: the width of a head is not known; set '
+        'head_width, or call module.apply(variables, ..., '
+        "method='init_state')"
+      )
+    return self.get_variable('params', 'query')['kernel'].shape[-1]
 
   @nn.nowrap
-  def _step_all(self, head, state, call):
-    def one(head, state):
-      return self.step(self._rotated(head), state, call)
+  def bias_rule(self) -> positions.Rule | None:
+    """The relative bias, as a `Pattern` takes it."""
+    if self.relative_bias == 'none':
+      return None
+    return positions.Rule(self.relative_bias, self.causal)
 
-    over_heads = jax.vmap(one, in_axes=(HEAD_AXES, 0), out_axes=(1, 0))
-    return jax.vmap(over_heads)(head, state)
+  @nn.nowrap
+  def _bias_weights(self):
+    if self.relative_bias == 'none':
+      return None
+    if self.relative_bias == 'alibi':
+      return jnp.asarray(positions.slopes(self.num_heads))
+    return self.param(
+      'relative_bias',
+      nn.initializers.normal(0.02),
+      (self.num_heads, self.bias_rule().num_buckets),
+    )
 
   @nn.nowrap
   def _rotated(self, head):
     if not self.rotary or self.rotates_itself:
       return head
     return head._replace(
-      q_TK=rotate(head.q_TK, head.position_T),
-      k_SK=rotate(head.k_SK, head.position_S),
+      q_TK=positions.rotate(head.q_TK, head.position_T),
+      k_SK=positions.rotate(head.k_SK, head.position_S),
     )
 
   @nn.nowrap
@@ -279,7 +275,7 @@ class MultiHead(Mixer):
     return jax.random.split(rng, (x_BTD.shape[0], self.num_heads))
 
   @nn.nowrap
-  def _projection(self, name, features, axis=-1):
+  def projection(self, name, features, axis=-1):
     return nn.DenseGeneral(
       features,
       axis=axis,
@@ -290,7 +286,7 @@ class MultiHead(Mixer):
     )
 
   @nn.nowrap
-  def _width_of_head(self, width):
+  def width_of_head(self, width):
     if self.head_width is not None:
       return self.head_width
     if width % self.num_heads:
@@ -302,48 +298,8 @@ class MultiHead(Mixer):
     return width // self.num_heads
 
   @nn.nowrap
-  def at_least(self, setting: str, least: int) -> None:
-    """Raises ValueError for a setting below its least value."""
-    value = getattr(self, setting)
-    if value < least:
-      raise ValueError(
-        f'{self.mechanism}: {setting} must be at least {least}, got {value}'
-      )
-
-  @nn.nowrap
   def _check_rotary(self, head_width):
     if self.rotary and head_width % 2:
       raise ValueError(
         f'{self.mechanism}: rotary needs an even head width, got {head_width}'
       )
-
-  @nn.nowrap
-  def _check_streaming(self):
-    if not self.supports.streaming:
-      raise NotImplementedError(self.refusal('streaming'))
-    if not self.causal:
-      raise NotImplementedError(self.refusal('streaming', 'when causal=False'))
-
-  @nn.nowrap
-  def _check(self, x_BTD, tokens, name):
-    if x_BTD.ndim != 3:
-      raise ValueError(
-        f'{self.mechanism}: {name} must have 3 dimensions (batch, tokens, '
-        f'width), got {x_BTD.ndim}: {x_BTD.shape}'
-      )
-    for field in ('segment_BT', 'position_BT'):
-      shape = getattr(tokens, field).shape
-      if shape != x_BTD.shape[:2]:
-        raise ValueError(
-          f'{self.mechanism}: {field} of {name} is {shape}, but {name} is '
-          f'{x_BTD.shape}'
-        )
-
-  @nn.nowrap
-  def _check_equal(self, what, first, second):
-    if first != second:
-      raise ValueError(f'{self.mechanism}: {what} {first} is not {second}')
-
-
-def _given(argument):
-  return 'none' if argument is None else 'one'

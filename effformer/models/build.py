@@ -17,20 +17,24 @@ def layer_configs(
   """Broadcasts the facts of `model` and `mixer` and applies `model.layers`."""
   model = config.model
   common = {
-    'mixer': config.mixer.name,
     'num_heads': model.num_heads,
     'mlp_width': model.mlp_width,
     'activation': model.activation,
     'share': '',
   }
-  common_settings = {k: v for k, v in config.mixer.items() if k != 'name'}
+  members = config.mixer.name.split('+')
   result = []
   for index in range(model.num_layers):
     override = dict(model.layers.get(str(index), {}))
+    member = members[index * len(members) // model.num_layers]
     facts = {k: override.pop(k, v) for k, v in common.items()}
+    facts['mixer'] = override.pop('mixer', member)
+    settings = override
     # Settings of one mechanism mean nothing to another.
-    inherits = facts['mixer'] == common['mixer']
-    settings = {**(common_settings if inherits else {}), **override}
+    if facts['mixer'] == member:
+      known = attention.settings(member)
+      own = {k: v for k, v in config.mixer.items() if k in known}
+      settings = {**own, **override}
     result.append(_layer_config(config, facts, settings))
   return tuple(result)
 
@@ -39,15 +43,14 @@ def _layer_config(config, facts: dict[str, Any], settings: dict[str, Any]):
   model = config.model
   known = attention.settings(facts['mixer'])
   qkv_width = model.qkv_width or model.width
-  settings = {
-    **settings,
+  common = {
     'num_heads': facts['num_heads'],
     'head_width': qkv_width // facts['num_heads'],
     'dropout': model.attention_dropout,
     'rotary': model.position == 'rotary',
+    'max_length': config.data.max_length + (model.pooling == 'cls'),
   }
-  if 'max_length' in known:
-    settings['max_length'] = config.data.max_length + (model.pooling == 'cls')
+  settings |= {name: common[name] for name in common if name in known}
   return encoder.LayerConfig(
     mixer=facts['mixer'],
     settings=tuple(sorted(settings.items())),

@@ -53,6 +53,7 @@ class Classifier(nn.Module):
     lengths_B: jax.Array,
     *,
     deterministic: bool = True,
+    step: jax.Array | None = None,
   ) -> jax.Array:
     if ids_BT.shape[1] > self.max_length:
       raise ValueError(
@@ -73,6 +74,7 @@ class Classifier(nn.Module):
       x_BTD = jnp.concatenate([cls_B1D, x_BTD], axis=1)
       lengths_B = lengths_B + 1
     tokens = shapes.Tokens.from_lengths(lengths_B, x_BTD.shape[1])
+    tokens = tokens.replace(step=step)
     x_BTD = self._add_positions(x_BTD, tokens)
     x_BTD = nn.Dropout(self.dropout)(x_BTD, deterministic=deterministic)
     y_BTD = encoder.Encoder(

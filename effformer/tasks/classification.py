@@ -76,12 +76,13 @@ def make(
       ),
     }
 
-  def objective(params, batch, key):
+  def objective(params, batch, key, step):
     logits_BC = model.apply(
       {'params': params},
       batch['ids_BT'],
       batch['lengths_B'],
       deterministic=False,
+      step=step,
       rngs={'dropout': key},
     )
     values = jax.tree.map(jnp.mean, per_example(logits_BC, batch))

@@ -21,7 +21,8 @@ class Task:
     encode: (text, max_length) -> ids [T], at most max_length of them.
     model: the network.
     init: key -> params.
-    objective: (params, batch, key) -> (loss, values), means over the batch.
+    objective: (params, batch, key, step) -> (loss, values), means over the
+      batch; step is the number of training steps so far.
     measure: (params, batch) -> per-example values [B] of an evaluation.
     floors: () -> name -> accuracy on the test split of trivial models.
     select: the measure whose highest validation value names the best step.

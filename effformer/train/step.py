@@ -10,8 +10,11 @@ import optax
 from effformer.train import state as state_lib
 from effformer.train.optimiser import Schedule
 
-# (params, batch, key) -> (loss, values to report); both means over the batch.
-Objective = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, Any]]]
+# (params, batch, key, step) -> (loss, values to report); both means over the
+# batch.
+Objective = Callable[
+  [Any, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, Any]]
+]
 
 
 def make_train_step(
@@ -31,9 +34,9 @@ def make_train_step(
   """
   gradient = jax.value_and_grad(objective, has_aux=True)
 
-  def accumulated(params, batch, key):
+  def accumulated(params, batch, key, step):
     if accumulate_steps == 1:
-      return gradient(params, batch, key)
+      return gradient(params, batch, key, step)
 
     # Part a takes the rows a, a + A, ...: this cut leaves every device with
     # its own rows, a contiguous one would move them.
@@ -44,20 +47,20 @@ def make_train_step(
 
     def body(total, element):
       part, index = element
-      result = gradient(params, part, jax.random.fold_in(key, index))
+      result = gradient(params, part, jax.random.fold_in(key, index), step)
       return jax.tree.map(jnp.add, total, result), None
 
     batches = jax.tree.map(parts, batch)
     indices = jnp.arange(accumulate_steps)
     first = jax.tree.map(lambda leaf: leaf[0], batches)
-    shapes = jax.eval_shape(gradient, params, first, key)
+    shapes = jax.eval_shape(gradient, params, first, key, step)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(body, zeros, (batches, indices))
     return jax.tree.map(lambda leaf: leaf / accumulate_steps, total)
 
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    (loss, values), grads = accumulated(state.params, batch, key)
+    (loss, values), grads = accumulated(state.params, batch, key, state.step)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     rate = schedule(state.step)

@@ -1,11 +1,12 @@
 """The table as test cases: modules, parameters and compiled calls, made once.
 
-A new mechanism needs a row in `SMALL` if its defaults are too large for blocks
-to matter within 7 tokens.
+A new mechanism needs a file `definitions/NAME.py`: its dense definition, and
+SMALL, the settings to try, small enough for blocks to matter within 7 tokens.
 """
 
 import dataclasses
 import functools
+import importlib
 
 import jax
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 
 from effformer import attention
 from effformer.shapes import Tokens
+from tests.attention.sizes import LONGER, B, D, H, K, T
 
-B, T, D, H, K = 2, 7, 12, 3, 4
-LONGER = 9
+__all__ = ['LONGER', 'B', 'D', 'H', 'K', 'T']
+
 # Sums of 7 to 12 terms of size one in float32; gradients have larger terms.
 TOLERANCE = 2e-6
 GRADIENT_TOLERANCE = 2e-5
@@ -24,15 +26,9 @@ BF16_TOLERANCE = 3e-2
 # Several segments, and padding between them.
 PACKED = [[1, 1, 1, 2, 2, 2, 2], [1, 1, 0, 2, 2, 3, 0]]
 
-# Settings that cross block borders within 7 tokens.
-SMALL = {
-  'full': [{'block': 2}, {'form': 'dense'}],
-  'linear': [{'chunk': 3}],
-  'local': [{'window': 2, 'block': 2}],
-  'linformer': [
-    {'rank': 5, 'max_length': LONGER},
-    {'rank': 5, 'max_length': LONGER, 'sharing': 'none'},
-  ],
+DEFINITIONS = {
+  name: importlib.import_module(f'tests.attention.definitions.{name}')
+  for name in attention.TABLE
 }
 
 
@@ -70,25 +66,42 @@ class Case:
     return tokens
 
 
+def plain(name, **settings):
+  """The mechanism with small settings; H heads, where it has heads."""
+  if 'num_heads' in attention.settings(name):
+    settings = {'num_heads': H, **settings}
+  return Case(name).having(**settings)
+
+
 def variants(name):
   supports = attention.TABLE[name].supports
-  for number, small in enumerate(SMALL.get(name, [{}])):
-    case = Case(name).having(num_heads=H, **small)
-    yield case
-    if supports.causal and number == 0:
+  for number, small in enumerate(DEFINITIONS[name].SMALL):
+    case = plain(name, **small)
+    if supports.bidirectional:
+      yield case
+    if supports.causal and (number == 0 or not supports.bidirectional):
       yield case.having(causal=True)
     if supports.rotary:
       yield case.having(causal=supports.causal, rotary=True)
+    if supports.relative_bias and number == 0:
+      yield case.having(causal=supports.causal, relative_bias='t5')
 
 
 CASES = [case for name in attention.TABLE for case in variants(name)]
-ROTARY = [
-  Case(name).having(num_heads=H, rotary=True, **SMALL.get(name, [{}])[0])
-  for name, mechanism in attention.TABLE.items()
-  if mechanism.supports.rotary
+# One of each mechanism, bidirectional where it can be.
+PLAIN = [next(variants(name)) for name in attention.TABLE]
+# What the definitions are compared with beyond CASES.
+MORE = [
+  case.having(causal=False, **settings)
+  for case in PLAIN
+  for settings in (
+    {'rotary': True},
+    {'relative_bias': 'alibi'},
+    {'relative_bias': 't5'},
+  )
+  if case.supports.bidirectional
+  and all(getattr(case.supports, key) for key in settings)
 ]
-PLAIN = [Case(n).having(num_heads=H, **SMALL.get(n, [{}])[0])
-         for n in attention.TABLE]  # fmt: skip
 
 
 def each(cases, **needs):

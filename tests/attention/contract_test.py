@@ -27,13 +27,28 @@ from tests.attention.cases import (
 
 # What is declared works, what is not is refused.
 
+ASKED = {
+  'causal': {'causal': True},
+  'rotary': {'rotary': True},
+  'relative_bias': {'relative_bias': 't5'},
+  'grouped': {'num_kv_heads': 1},
+}
+
+
+def ask(case, capability):
+  """Variables; a mechanism without such a setting cannot be asked at all."""
+  settings = ASKED[capability]
+  if not set(settings) <= set(attention.settings(case.name)):
+    raise NotImplementedError(f'{case.name}: {capability}')
+  return variables_of(case.having(**settings))
+
 
 def use(case, capability):
   """Asks for a capability."""
   tokens = Tokens.from_lengths(np.array([T, 4]), T)
   x_BTD = normal(B, T, D)
-  if capability in ('causal', 'rotary'):
-    return variables_of(case.having(**{capability: True}))
+  if capability in ASKED:
+    return ask(case, capability)
   if capability == 'bidirectional':
     return run(case, x_BTD, tokens)
   if capability == 'cross':
@@ -49,7 +64,7 @@ def use(case, capability):
 
 @pytest.mark.parametrize(
   'capability',
-  ['bidirectional', 'causal', 'cross', 'packing', 'rotary', 'streaming'],
+  ['bidirectional', 'cross', 'packing', 'streaming', *ASKED],
 )
 @each(PLAIN)
 def test_capability_is_there_or_refused(case, capability):
@@ -93,13 +108,15 @@ def test_longer_than_the_parameters_is_refused(case):
 def test_settings_are_listed_and_documented(name):
   mechanism = attention.TABLE[name]
   assert mechanism.mechanism == name
-  text = inspect.getdoc(mechanism) + inspect.getdoc(attention.MultiHead)
+  bases = mechanism.__mro__[: mechanism.__mro__.index(attention.Mixer)]
+  text = ''.join(inspect.getdoc(base) for base in bases)
   assert all(f'{setting}:' in text for setting in attention.settings(name))
 
 
 @pytest.mark.parametrize('name', attention.TABLE)
 def test_unknown_setting_is_refused_with_the_known_ones(name):
-  with pytest.raises(ValueError, match=r'no setting wimdow.*num_heads'):
+  some = next(iter(attention.settings(name)), 'it has: $')
+  with pytest.raises(ValueError, match=f'no setting wimdow.*{some}'):
     attention.build(name, wimdow=3)
 
 

@@ -28,7 +28,8 @@ def cases():
   for name, mechanism in attention.TABLE.items():
     if not mechanism.supports.linear_memory:
       continue
-    yield name, False, False
+    if mechanism.supports.bidirectional:
+      yield name, False, False
     if mechanism.supports.causal:
       yield name, True, False
     if mechanism.supports.packing:
@@ -37,7 +38,9 @@ def cases():
 
 @functools.cache
 def compiled(name, length, is_packed, **settings):
-  module = attention.build(name, num_heads=H, **settings)
+  if 'num_heads' in attention.settings(name):
+    settings = {'num_heads': H, **settings}
+  module = attention.build(name, **settings)
   tokens = Tokens.from_lengths(np.array([length - 3]), length)
   tokens = tokens.replace(is_packed=is_packed)
   x_BTD = jnp.zeros((B, length, D))

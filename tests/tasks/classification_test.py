@@ -29,7 +29,7 @@ class Table(nn.Module):
   dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, ids_BT, lengths_B, *, deterministic=True):
+  def __call__(self, ids_BT, lengths_B, *, deterministic=True, step=None):
     table_YC = self.param('table', nn.initializers.normal(), (Y, C))
     self.param('seen', lambda _: jnp.array(ids_BT.shape))
     logits_BC = table_YC[ids_BT[:, 0]] * lengths_B[:, None]
@@ -46,7 +46,7 @@ PARAMS = {'table': TABLE_YC, 'seen': np.zeros(2, np.int32)}
 
 
 def test_objective_is_the_mean_cross_entropy():
-  loss, values = make().objective(PARAMS, BATCH, jax.random.key(0))
+  loss, values = make().objective(PARAMS, BATCH, jax.random.key(0), 0)
   assert loss == pytest.approx(np.mean(LOSS_B), rel=1e-6)
   assert loss.shape == ()
   assert set(values) == {'accuracy'}
@@ -67,14 +67,14 @@ def test_lengths_reach_the_model():
   # Twice the logits: odds of 9 to 1.
   expected = [math.log(10), *LOSS_B[1:]]
   np.testing.assert_allclose(values['loss'], expected, rtol=1e-6)
-  loss, _ = make().objective(PARAMS, batch, jax.random.key(0))
+  loss, _ = make().objective(PARAMS, batch, jax.random.key(0), 0)
   assert loss == pytest.approx(np.mean(expected), rel=1e-6)
 
 
 def test_dropout_acts_in_the_objective_alone():
   dropped = make(dropout=0.5)
   losses = [
-    float(dropped.objective(PARAMS, BATCH, jax.random.key(seed))[0])
+    float(dropped.objective(PARAMS, BATCH, jax.random.key(seed), 0)[0])
     for seed in (0, 0, 1, 2)
   ]
   assert losses[0] == losses[1]

@@ -176,8 +176,8 @@ def poisoned(tiny, bad_steps, **keys):
   config = tiny_config(**keys)
   task = tiny_task(config)
 
-  def objective(params, batch, key):
-    loss, values = task.objective(params, batch, key)
+  def objective(params, batch, key, step):
+    loss, values = task.objective(params, batch, key, step)
     # The key of a step is fold_in(seed, step): it says which step this is.
     bad_keys = jnp.stack(
       [

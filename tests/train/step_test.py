@@ -18,7 +18,7 @@ def init(key):
   return {'kernel': jax.random.normal(key, (3, 2)), 'bias': jnp.zeros(2)}
 
 
-def objective(params, batch, key):
+def objective(params, batch, key, step):
   """Least squares; `noise` and its square show which keys were drawn."""
   y_BC = batch['x_BD'] @ params['kernel'] + params['bias'][None]
   error_B = jnp.sum((y_BC - batch['y_BC']) ** 2, axis=-1)
@@ -60,7 +60,7 @@ def test_a_step_moves_against_the_gradient_at_the_rate_of_its_step(plain):
   before = at_step(5)
   after, metrics = plain(before, batch())
   (loss, _), gradient = jax.value_and_grad(objective, has_aux=True)(
-    before.params, batch(), jax.random.key(0)
+    before.params, batch(), jax.random.key(0), 0
   )
   assert metrics['loss'] == pytest.approx(float(loss), rel=1e-6)
   norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_moves_only_the_step(plain, value):
 
 @pytest.mark.parametrize('parts', [1, 2])
 def test_a_gradient_that_is_not_finite_moves_only_the_step(parts):
-  def rooted(params, batch, key):
+  def rooted(params, batch, key, step):
     # At 0 the loss is 0, and its gradient 0 * infinity.
     total = jnp.sum((batch['x_BD'] @ params['kernel']) ** 2)
     return jnp.sqrt(total), {}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effformer.attention import softmax
+from effformer.attention.primitives import chunked, softmax
 
 T, S, K, V = 13, 11, 4, 5
 TOLERANCE = 2e-5
@@ -51,7 +51,7 @@ def outputs_and_gradients(form):
 @functools.cache
 def expected(name):
   return outputs_and_gradients(
-    functools.partial(softmax.dense, pattern=PATTERNS[name])
+    functools.partial(softmax.tile, pattern=PATTERNS[name])
   )
 
 
@@ -59,7 +59,7 @@ def expected(name):
 @pytest.mark.parametrize('name', PATTERNS)
 def test_chunked_equals_dense(name, block):
   actual = outputs_and_gradients(
-    functools.partial(softmax.chunked, pattern=PATTERNS[name], block=block)
+    functools.partial(chunked.attend, pattern=PATTERNS[name], block=block)
   )
   for ours, theirs in zip(actual, expected(name), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
@@ -68,7 +68,7 @@ def test_chunked_equals_dense(name, block):
 def test_dense_equals_jax():
   q_TK, k_SK, v_SV = inputs()
   v_SV = v_SV[:, :K]
-  o_TV, _ = softmax.dense(q_TK, k_SK, v_SV, where())
+  o_TV, _ = softmax.tile(q_TK, k_SK, v_SV, where())
   keep_TS = softmax.admissible(where(), softmax.Pattern())
   reference_T1V = jax.nn.dot_product_attention(
     q_TK[:, None], k_SK[:, None], v_SV[:, None], mask=keep_TS[None]
@@ -82,7 +82,7 @@ def test_dense_equals_jax():
 @pytest.mark.parametrize('name', ['all', 'causal'])
 def test_queries_without_keys(name):
   empty_T = np.isin(SEGMENTS_T, [0, 3])
-  for form in (softmax.dense, functools.partial(softmax.chunked, block=3)):
+  for form in (softmax.tile, functools.partial(chunked.attend, block=3)):
     o_TV, lse_T, dq_TK, *rest = outputs_and_gradients(
       functools.partial(form, pattern=PATTERNS[name])
     )
@@ -95,7 +95,7 @@ def test_queries_without_keys(name):
 
 def test_gradient_of_an_infinite_logsumexp_is_finite():
   def loss(q_TK, k_SK, v_SV):
-    _, lse_T = softmax.chunked(q_TK, k_SK, v_SV, where(), block=4)
+    _, lse_T = chunked.attend(q_TK, k_SK, v_SV, where(), block=4)
     return jnp.logaddexp(lse_T, lse_T).sum()
 
   gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*inputs())
@@ -106,7 +106,7 @@ def test_huge_logits_stay_finite():
   q_TK, k_SK, v_SV = inputs()
 
   def loss(q_TK, k_SK, v_SV):
-    return softmax.chunked(q_TK, k_SK, v_SV, where(), block=4)[0].sum()
+    return chunked.attend(q_TK, k_SK, v_SV, where(), block=4)[0].sum()
 
   gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(
     1e4 * q_TK, 1e4 * k_SK, v_SV
@@ -115,7 +115,7 @@ def test_huge_logits_stay_finite():
 
 
 @pytest.mark.parametrize(
-  'form', [softmax.dense, functools.partial(softmax.chunked, block=4)],
+  'form', [softmax.tile, functools.partial(chunked.attend, block=4)],
   ids=['dense', 'chunked'],
 )  # fmt: skip
 def test_dropout_is_the_same_mask_forward_and_backward(form):
@@ -143,7 +143,7 @@ def test_dropout_is_the_same_mask_forward_and_backward(form):
 
 
 def test_tile_side_shrinks_with_the_rows():
-  sides = [softmax.tile_side(rows) for rows in (1, 4, 32, 128, 10_000)]
+  sides = [chunked.side(rows) for rows in (1, 4, 32, 128, 10_000)]
   assert sides == sorted(sides, reverse=True)
   assert sides[0] == 256
   assert sides[-1] == 64
