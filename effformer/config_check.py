@@ -49,6 +49,8 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
       'needs an even one',
       f'use for example {FLAG}model.width={model.width + 1}',
     )
+  if model.reversible:
+    _check_reversible(model)
   if config.mesh.data == config.mesh.fsdp == -1:
     refuse(
       'mesh.data=-1 and mesh.fsdp=-1 both ask for all devices that are left',
@@ -58,6 +60,19 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
   for axis in ('mesh.data', 'mesh.fsdp'):
     _check_split(config, 'train.batch_size', axis)
     _check_split(config, 'train.eval_batch_size', axis)
+
+
+def _check_reversible(model: ml_collections.ConfigDict) -> None:
+  for key, value, needed in (
+    ('norm_order', model.norm_order, 'pre'),
+    ('remat', model.remat, False),
+  ):
+    if value != needed:
+      needed = str(needed).lower()
+      refuse(
+        f'model.reversible=true goes with model.{key}={needed} only',
+        f'use {FLAG}model.{key}={needed}',
+      )
 
 
 def leaves(
@@ -178,13 +193,16 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def _distance(word: str, other: str) -> int:
-  """Levenshtein distance: letters inserted, deleted or replaced."""
-  row = list(range(len(other) + 1))
+  """Letters inserted, deleted, replaced, or swapped with their neighbour."""
+  previous, row = [], list(range(len(other) + 1))
   for i, letter in enumerate(word, 1):
-    previous, row = row, [i]
+    before, previous, row = previous, row, [i]
     for j, other_letter in enumerate(other, 1):
       replaced = previous[j - 1] + (letter != other_letter)
-      row.append(min(previous[j] + 1, row[-1] + 1, replaced))
+      distance = min(previous[j] + 1, row[-1] + 1, replaced)
+      if word[i - 2 : i] == other[j - 2 : j][::-1] and min(i, j) > 1:
+        distance = min(distance, before[j - 2] + 1)
+      row.append(distance)
   return row[-1]
 
 
