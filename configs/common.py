@@ -8,44 +8,23 @@ A config file is data: rows that are laid over `base()`, and one function:
 Sizes are in tokens, examples and steps; a rate is per example or step.
 """
 
-import math
 import typing
 
 import ml_collections
 
-# One row per mechanism: the settings that matter to an encoder, as
-# `config.mixer.SETTING`, with the defaults of effformer.attention.
-MIXERS = {
-  # `form`: 'chunked' (memory linear in length) or 'dense'; `block`: tokens,
-  # side of a tile of the chunked form, 0 = chosen.
-  'full': {'form': 'chunked', 'block': 0},
-  'linear': {},
-  # `window`: tokens; the distance to a visible token is less. `block`: tokens,
-  # queries in a tile, 0 = chosen.
-  'local': {'window': 64, 'block': 0},
-  # `rank`: mixtures that stand for all tokens; `sharing`: mixing matrices
-  # 'none' (per head, keys and values), 'headwise' (one for keys, one for
-  # values) or 'key_value' (one).
-  'linformer': {'rank': 64, 'sharing': 'key_value'},
-  # `features`: 'positive' or 'hyperbolic' (estimates of softmax), or 'relu';
-  # `num_features`: of a head; `seed`: of their directions; `redraw_every`:
-  # steps after which these are drawn anew, 0 = never.
-  'performer': {
-    'features': 'positive',
-    'num_features': 256,
-    'seed': 0,
-    'redraw_every': 0,
-  },
-}
-
-# Mechanisms without rotary positions, and the position that the preset
-# `modern` uses for them: Linformer mixes tokens before it compares them.
-WITHOUT_ROTARY = {'linformer': 'sinusoidal'}
+from configs.mechanisms import (
+  MIXER_CHOICES,
+  MIXER_RANGES,
+  MIXERS,
+  WITHOUT_ROTARY,
+)
+from configs.values import COUNT, COUNT_OR_NONE, POSITIVE, RATE, SEED, Range
 
 PRESETS = ('paper', 'repo', 'modern')
 
 # Allowed values of text keys. `mixer.*` holds for `model.layers.*` as well.
 CHOICES = {
+  **MIXER_CHOICES,
   'task': ('text', 'listops'),
   'preset': PRESETS,
   'model.dtype': ('float32', 'bfloat16'),
@@ -54,9 +33,6 @@ CHOICES = {
   'model.pooling': ('mean', 'cls'),
   'model.activation': ('gelu', 'relu'),
   'mixer.name': tuple(MIXERS),
-  'mixer.form': ('dense', 'chunked'),
-  'mixer.features': ('positive', 'hyperbolic', 'relu'),
-  'mixer.sharing': ('none', 'headwise', 'key_value'),
   'train.schedule': ('constant', 'rsqrt', 'cosine'),
   'train.decay': ('all', 'matrices'),
   'train.nonfinite': ('abort', 'skip', 'rollback'),
@@ -64,81 +40,41 @@ CHOICES = {
 }
 
 
-class Range(typing.NamedTuple):
-  """Allowed values of number keys: `low <= value <= high`, ends by choice.
-
-  `also` is allowed beside them; `step` 2 leaves only low, low + 2, ...
-  """
-
-  low: float
-  high: float = math.inf
-  open_low: bool = False
-  open_high: bool = False
-  also: int | None = None
-  step: int = 1
-
-  def __contains__(self, value: float) -> bool:
-    if self.also is not None and value == self.also:
-      return True
-    above = self.low < value if self.open_low else self.low <= value
-    below = value < self.high if self.open_high else value <= self.high
-    on_step = self.step == 1 or (value - self.low) % self.step == 0
-    return above and below and on_step and math.isfinite(value)
-
-  def __str__(self) -> str:
-    text = f'{"above" if self.open_low else "at least"} {self.low}'
-    if self.high < math.inf:
-      text += f' and {"below" if self.open_high else "at most"} {self.high}'
-    if self.step == 2:
-      text += f' and {"odd" if self.low % 2 else "even"}'
-    return text if self.also is None else f'{self.also}, or {text}'
-
-
-_COUNT = Range(1)
-_COUNT_OR_NONE = Range(0)
-_POSITIVE = Range(0, open_low=True)
-_RATE = Range(0, 1, open_high=True)
-
 RANGES = {
-  # numpy and jax take seeds of 32 bits.
-  'seed': Range(0, 2**32 - 1),
-  'model.num_layers': _COUNT,
-  'model.width': _COUNT,
-  'model.num_heads': _COUNT,
-  'model.qkv_width': _COUNT_OR_NONE,
-  'model.mlp_width': _COUNT,
-  'model.head_width': _COUNT_OR_NONE,
-  'model.dropout': _RATE,
-  'model.attention_dropout': _RATE,
+  **MIXER_RANGES,
+  'seed': SEED,
+  'model.num_layers': COUNT,
+  'model.width': COUNT,
+  'model.num_heads': COUNT,
+  'model.qkv_width': COUNT_OR_NONE,
+  'model.mlp_width': COUNT,
+  'model.mlp_chunk': COUNT_OR_NONE,
+  'model.head_width': COUNT_OR_NONE,
+  'model.dropout': RATE,
+  'model.attention_dropout': RATE,
   'model.conv_width': Range(1, also=0, step=2),
-  'mixer.block': _COUNT_OR_NONE,
-  'mixer.window': _COUNT,
-  'mixer.rank': _COUNT,
-  'mixer.num_features': _COUNT,
-  'mixer.seed': Range(0, 2**32 - 1),
-  'mixer.redraw_every': _COUNT_OR_NONE,
-  'data.max_length': _COUNT,
-  'data.num_threads': _COUNT_OR_NONE,
-  'data.prefetch': _COUNT_OR_NONE,
+  'data.max_length': COUNT,
+  'data.num_threads': COUNT_OR_NONE,
+  'data.prefetch': COUNT_OR_NONE,
   'data.max_bad_fraction': Range(0, 1),
-  'data.train_examples': _COUNT_OR_NONE,
-  'data.validation_examples': _COUNT_OR_NONE,
-  'data.test_examples': _COUNT_OR_NONE,
-  'train.num_steps': _COUNT,
-  'train.batch_size': _COUNT,
-  'train.eval_batch_size': _COUNT,
-  'train.learning_rate': _POSITIVE,
-  'train.warmup_steps': _COUNT_OR_NONE,
+  'data.train_examples': COUNT_OR_NONE,
+  'data.validation_examples': COUNT_OR_NONE,
+  'data.test_examples': COUNT_OR_NONE,
+  'train.num_steps': COUNT,
+  'train.batch_size': COUNT,
+  'train.eval_batch_size': COUNT,
+  'train.learning_rate': POSITIVE,
+  'train.warmup_steps': COUNT_OR_NONE,
   'train.weight_decay': Range(0),
-  'train.beta1': _RATE,
-  'train.beta2': _RATE,
-  'train.epsilon': _POSITIVE,
+  'train.beta1': RATE,
+  'train.beta2': RATE,
+  'train.epsilon': POSITIVE,
   'train.clip_norm': Range(0),
-  'train.accumulate_steps': _COUNT,
-  'train.eval_every_steps': _COUNT,
-  'train.checkpoint_every_steps': _COUNT,
-  'train.log_every_steps': _COUNT,
-  'train.keep_checkpoints': _COUNT,
+  'train.accumulate_steps': COUNT,
+  'train.eval_every_steps': COUNT,
+  'train.checkpoint_every_steps': COUNT,
+  'train.log_every_steps': COUNT,
+  'train.keep_checkpoints': COUNT,
   'mesh.data': Range(1, also=-1),
   'mesh.fsdp': Range(1, also=-1),
 }
@@ -343,6 +279,13 @@ def _model() -> ml_collections.ConfigDict:
   model.conv_width = 0
   # Recompute each block in the backward pass: less memory, a third slower.
   model.remat = False
+  # Two residual streams, of which the backward pass makes each layer's inputs
+  # from its outputs: activation memory of one layer, whatever the depth, half
+  # as slow again. Another model than without; for norm_order 'pre', not remat.
+  model.reversible = False
+  # Tokens of each row that the feed-forward part works on together: less
+  # memory for its hidden layer; 0 = all.
+  model.mlp_chunk = 0
   # Facts that differ in layer '0', '1', ...: mixer (name), num_heads,
   # mlp_width, activation, share (layers of one group share parameters) and
   # the settings of the layer's mixer.

@@ -89,6 +89,29 @@ MECHANISMS = {
     'linformer': {'mixer.rank': 16, 'mixer.sharing': 'key_value'},
   }
   for preset in ('paper', 'repo')
+} | {
+  'modern': {
+    # Its queries are its keys: more is left for this.
+    'reformer': {'model.mlp_width': 1280},
+    # Global tokens have projections of their own: less is left for this.
+    'longformer': {'model.mlp_width': 448},
+    # Keys of half the width, values of the whole, as GLA is published.
+    'retnet': {'model.qkv_width': 256},
+    'gla': {'model.qkv_width': 256},
+    'gated_deltanet': {'model.qkv_width': 256},
+    # Values of twice the width, as it is published.
+    'mamba2': {'model.mlp_width': 448},
+    # Its logits have few parameters: more is left for this.
+    'synthesizer': {'model.mlp_width': 1312},
+    # It has no parameters; layer norms are in front of the branches.
+    'fnet': {'model.mlp_width': 2048, 'mixer.unitary': True},
+    # It has fewer parameters than attention: more is left for this.
+    's5': {'model.mlp_width': 1600},
+    # Two gates: less is left for values and this.
+    'mega': {'mixer.value_width': 512, 'model.mlp_width': 768},
+    # Each branch has keys and values of its own: all are half as wide.
+    'nsa': {'model.qkv_width': 256},
+  },
 }
 
 # Laid over any preset: minutes on two CPU cores. The rows are 500 to 2,000
@@ -98,6 +121,7 @@ QUICK = {
   'data.validation_examples': 500,
   'model.num_layers': 2,
   'model.width': 64,
+  'model.qkv_width': 0,
   'model.num_heads': 4,
   'model.mlp_width': 128,
   'model.head_width': 128,

@@ -102,8 +102,32 @@ MECHANISMS = {
     # model's default ran.
     'linformer': {'mixer.rank': 16, 'mixer.sharing': 'key_value'},
   },
-  # At 2,048 tokens, rank 32 is what the rule on size allows.
-  'modern': {'linformer': {'mixer.rank': 32}},
+  'modern': {
+    # At 2,048 tokens, rank 32 is what the rule on size allows.
+    'linformer': {'mixer.rank': 32},
+    # Its queries are its keys: more is left for this.
+    'reformer': {'model.mlp_width': 1152},
+    # Global tokens have projections of their own: less is left for this.
+    'longformer': {'model.mlp_width': 768},
+    # Keys of half the width, values of the whole, as GLA is published.
+    'retnet': {'model.qkv_width': 128},
+    'gla': {'model.qkv_width': 128},
+    'gated_deltanet': {'model.qkv_width': 128},
+    # Values of twice the width, as it is published.
+    'mamba2': {'model.mlp_width': 704},
+    # It has no parameters; layer norms are in front of the branches.
+    'fnet': {'model.mlp_width': 1536, 'mixer.unitary': True},
+    # The states of the published model for this task.
+    's5': {
+      'mixer.state_width': 192,
+      'mixer.hippo_blocks': 12,
+      'model.mlp_width': 1120,
+    },
+    # Values of twice the width and two gates: less is left for this.
+    'mega': {'model.mlp_width': 448},
+    # Each branch has keys and values of its own: all are half as wide.
+    'nsa': {'model.qkv_width': 128},
+  },
 }
 
 # Laid over any preset: minutes on two CPU cores.
@@ -112,6 +136,7 @@ QUICK = {
   'data.validation_examples': 1000,
   'model.num_layers': 2,
   'model.width': 64,
+  'model.qkv_width': 0,
   'model.num_heads': 4,
   'model.mlp_width': 128,
   'model.head_width': 128,

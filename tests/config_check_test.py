@@ -129,7 +129,7 @@ def mutations_of_arguments():
   for argument, named in {
     'quik': ["'quik'", "Did you mean 'quick'?"],
     'linear,smoke': ["'smoke'", 'Known: full, '],
-    'performer': ["'performer'", 'Known: full, '],
+    'perceiver': ["'perceiver'", 'Known: full, '],
     'perset=paper': ["'perset'", "Did you mean 'preset'?"],
     'seq=4k': ["'seq'", 'Known: preset'],
     'quick=true': ["'quick' takes no value"],
@@ -174,6 +174,16 @@ CROSS = [
     'full',
     ['model.width=33', 'model.num_heads=3', 'model.position=sinusoidal'],
     ['model.width=33', 'model.width=34'],
+  ),
+  (
+    'full',
+    ['model.reversible=true', 'model.norm_order=post'],
+    ['model.reversible=true', '--config.model.norm_order=pre'],
+  ),
+  (
+    'full',
+    ['model.reversible=true', 'model.remat=true'],
+    ['model.reversible=true', '--config.model.remat=false'],
   ),
   (
     'linformer',

@@ -48,6 +48,7 @@ SCHEMA = {
   'model.dropout': float,
   'model.dtype': str,
   'model.head_width': int,
+  'model.mlp_chunk': int,
   'model.mlp_width': int,
   'model.norm_order': str,
   'model.num_heads': int,
@@ -56,6 +57,7 @@ SCHEMA = {
   'model.position': str,
   'model.qkv_width': int,
   'model.remat': bool,
+  'model.reversible': bool,
   'model.width': int,
   'preset': str,
   'quick': bool,
@@ -85,7 +87,8 @@ SCHEMA = {
 
 def test_all_files_are_tested(repository):
   names = {path.stem for path in (repository / 'configs').glob('*.py')}
-  assert names - {'__init__', 'common'} == set(FILES)
+  schema = {'__init__', 'common', 'mechanisms', 'values'}
+  assert names - schema == set(FILES)
 
 
 def test_schema():
@@ -97,6 +100,12 @@ def test_every_key_has_a_rule_or_takes_any_value():
   free = {'data.train', 'data.validation', 'data.test', 'data.directory'}
   free |= {key for key, kind in SCHEMA.items() if kind is bool}
   settings = {f'mixer.{s}' for row in common.MIXERS.values() for s in row}
+  free |= {
+    f'mixer.{setting}'
+    for row in common.MIXERS.values()
+    for setting, value in row.items()
+    if type(value) is bool
+  }
   ruled = {*common.CHOICES, *common.RANGES}
   assert ruled | free == {*SCHEMA, *settings}
   assert not ruled & free

@@ -18,6 +18,24 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
+# Of the 65,530 mappings that Linux allows a process; every compiled program
+# takes a few, and beyond the limit the compiler crashes.
+MOST_MAPPINGS = 30_000
+_tests_so_far = 0
+
+
+@pytest.fixture(autouse=True)
+def _forgets_compiled_programs():
+  global _tests_so_far
+  yield
+  _tests_so_far += 1
+  mappings = pathlib.Path('/proc/self/maps')
+  if _tests_so_far % 50 or not mappings.exists():
+    return
+  if mappings.read_bytes().count(b'\n') > MOST_MAPPINGS:
+    jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def repository():
   return REPOSITORY

@@ -9,12 +9,28 @@ A new mechanism is a file here, a row in `TABLE`, and a row in the configs.
 import dataclasses
 from typing import Any
 
+from effformer.attention.bigbird import BigBirdAttention
 from effformer.attention.contract import Mixer, Supports
+from effformer.attention.fnet import FNetMixer
 from effformer.attention.full import FullAttention
+from effformer.attention.gated_deltanet import GatedDeltaNetAttention
+from effformer.attention.gla import GatedLinearAttention
 from effformer.attention.linear import LinearAttention
 from effformer.attention.linformer import LinformerAttention
 from effformer.attention.local import LocalAttention
+from effformer.attention.longformer import LongformerAttention
+from effformer.attention.mamba2 import Mamba2Attention
+from effformer.attention.mega import MegaMixer
 from effformer.attention.multihead import MultiHead
+from effformer.attention.nsa import NativeSparseAttention
+from effformer.attention.nystromformer import NystromformerAttention
+from effformer.attention.performer import PerformerAttention
+from effformer.attention.reformer import ReformerAttention
+from effformer.attention.retnet import RetNetAttention
+from effformer.attention.s5 import S5Mixer
+from effformer.attention.sinkhorn import SinkhornAttention
+from effformer.attention.sparse import SparseAttention
+from effformer.attention.synthesizer import SynthesizerAttention
 
 __all__ = ['TABLE', 'Mixer', 'MultiHead', 'Supports', 'build', 'settings']
 
@@ -23,6 +39,22 @@ TABLE: dict[str, type[Mixer]] = {
   'linear': LinearAttention,
   'local': LocalAttention,
   'linformer': LinformerAttention,
+  'longformer': LongformerAttention,
+  'bigbird': BigBirdAttention,
+  'sparse': SparseAttention,
+  'performer': PerformerAttention,
+  'nystromformer': NystromformerAttention,
+  'synthesizer': SynthesizerAttention,
+  'fnet': FNetMixer,
+  'reformer': ReformerAttention,
+  'sinkhorn': SinkhornAttention,
+  'nsa': NativeSparseAttention,
+  's5': S5Mixer,
+  'mega': MegaMixer,
+  'retnet': RetNetAttention,
+  'gla': GatedLinearAttention,
+  'gated_deltanet': GatedDeltaNetAttention,
+  'mamba2': Mamba2Attention,
 }
 
 

@@ -32,11 +32,16 @@ class Supports:
     rotary: rotary positions (`rotary=True`).
     relative_bias: ALiBi and T5 biases of the logits.
     grouped: fewer heads of keys and values than of queries.
+    grouped_choice: heads that share keys and values choose together what they
+      see, so that repeating these for each head changes the result.
     needs_length: parameters are made for a maximal number of source tokens.
     row_normalised: weights of a query sum to one: constant values come back.
     permutation: source tokens are a set: their order changes nothing.
+    linear_time: operations grow linearly with tokens, up to logarithms.
     linear_memory: memory of forward and backward grows linearly with tokens.
     any_padding: more padding on the right changes nothing.
+    dropout_mean: dropout keeps the mean of the output; not where a function
+      that is not linear comes after it.
     choice_leaks: where causal, which of the past tokens are seen (never what
       they say) depends on later tokens.
   """
@@ -49,11 +54,14 @@ class Supports:
   rotary: bool = False
   relative_bias: bool = False
   grouped: bool = False
+  grouped_choice: bool = False
   needs_length: bool = False
   row_normalised: bool = False
   permutation: bool = False
+  linear_time: bool = False
   linear_memory: bool = False
   any_padding: bool = True
+  dropout_mean: bool = True
   choice_leaks: bool = False
 
 

@@ -46,6 +46,7 @@ class LinearAttention(MultiHead):
     grouped=True,
     row_normalised=True,
     permutation=True,
+    linear_time=True,
     linear_memory=True,
   )
   rotates_itself: ClassVar[bool] = True

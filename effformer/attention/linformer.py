@@ -8,6 +8,17 @@ bias and before E and F; the r logits are not masked. Shorter rows use the first
 columns of E and F, so padding on the right is harmless, and padding on the left
 changes the answer. A row without real tokens returns 0.
 
+`mixing` has further maps from tokens to mixtures; a mixture of no real token is
+masked, and with as many mixtures as tokens the first two can be softmax itself:
+
+    pool      means of r groups of neighbours, as equal as can be, of the real
+              tokens: no parameters, any length (section 4 of the paper)
+    conv      one filter a channel, of max_length / r taps and as large a stride
+              (rounded up), from the first token of the row (section 4)
+    dynamic   softmax over the real tokens of x W, W in R^{D x r} for each head,
+              the same for keys and values (Zhu et al. 2021, 2107.02192, without
+              its norms and its window): any length, and order does not matter
+
 Not supported: causal (every mixture holds all tokens), hence streaming;
 packing; rotary positions (a mixture has no position). Dropout acts on the
 attention probabilities.
@@ -19,13 +30,15 @@ Deviation: E and F start with variance 1 / max_length (the paper's theory has
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from effformer.attention.contract import Supports
 from effformer.attention.multihead import Call, Head, MultiHead
-from effformer.attention.primitives import chunked, softmax
+from effformer.attention.primitives import chunked, pooling, softmax
 
 SHARING = ('none', 'headwise', 'key_value')
+MIXING = ('learned', 'pool', 'conv', 'dynamic')
 
 
 class LinformerAttention(MultiHead):
@@ -33,18 +46,25 @@ class LinformerAttention(MultiHead):
 
   Attributes:
     rank: r, mixtures of tokens that stand for all keys.
-    sharing: within a layer, 'none' (E and F for every head), 'headwise' (one E
-      and one F for all heads), 'key_value' (one E = F for all heads).
-    max_length: source tokens that E and F are made for; None for the length
-      at initialisation. Longer inputs raise ValueError.
+    mixing: how they are made, 'learned' (E and F), 'pool', 'conv' or 'dynamic'.
+    sharing: of E and F, or of the filters, within a layer: 'none' (an E and an
+      F for every head), 'headwise' (one E and one F for all heads), 'key_value'
+      (one E = F for all heads).
+    max_length: source tokens that E and F, or the filters, are made for; None
+      for the length at initialisation. Longer inputs raise ValueError.
   """
 
   mechanism: ClassVar[str] = 'linformer'
   supports: ClassVar[Supports] = Supports(
-    cross=True, grouped=True, needs_length=True, linear_memory=True
+    cross=True,
+    grouped=True,
+    needs_length=True,
+    linear_time=True,
+    linear_memory=True,
   )
 
   rank: int = 64
+  mixing: str = 'learned'
   sharing: str = 'key_value'
   max_length: int | None = None
 
@@ -53,24 +73,42 @@ class LinformerAttention(MultiHead):
     self.at_least('rank', 1)
     if self.max_length is not None:
       self.at_least('max_length', 1)
+    self.one_of('mixing', MIXING)
     self.one_of('sharing', SHARING)
 
+  def project(self, x_BTD, context_BSD, tokens, carry):
+    """See `MultiHead`; `more` are the logits of dynamic mixtures."""
+    streams, carry = super().project(x_BTD, context_BSD, tokens, carry)
+    if self.mixing == 'dynamic':
+      groups = self.num_kv_heads or self.num_heads
+      shares = self.projection('shares', (groups, self.rank))(context_BSD)
+      streams = (*streams[:3], shares)
+    return streams, carry
+
   def head_params(self, num_source):
-    """E and F, [H, r, max_length], or [r, max_length] where shared."""
+    """E and F or the filters, [H, ...], or without H where shared."""
+    if self.mixing in ('pool', 'dynamic'):
+      return None, False
+    is_learned = self.mixing == 'learned'
     max_length = self.max_length
     if max_length is None:
       max_length = num_source
       if self.has_variable('params', 'mix_keys'):
-        max_length = self.get_variable('params', 'mix_keys').shape[-1]
+        shape = self.get_variable('params', 'mix_keys').shape
+        max_length = shape[-1] if is_learned else shape[-2] * self.rank
     if num_source > max_length:
       raise ValueError(
         f'linformer: {num_source} source tokens, but its parameters are made '
         f'for at most {max_length} (max_length)'
       )
-    shape = (self.rank, max_length)
+    shape, addends = (self.rank, max_length), max_length
+    if not is_learned:
+      addends = -(-max_length // self.rank)
+      width = self.get_variable('params', 'value')['kernel'].shape[-1]
+      shape = (addends, width)
     if self.sharing == 'none':
       shape = (self.num_heads, *shape)
-    init = nn.initializers.normal(stddev=max_length**-0.5)
+    init = nn.initializers.normal(stddev=addends**-0.5)
     mix_keys = self.param('mix_keys', init, shape)
     mix_values = mix_keys
     if self.sharing != 'key_value':
@@ -80,29 +118,55 @@ class LinformerAttention(MultiHead):
   @nn.nowrap
   def mix(self, head: Head, params, call: Call):
     """See `MultiHead`."""
+    mixtures = getattr(self, f'_{self.mixing}')
     keep_S1 = head.segment_S[:, None] > 0
-
-    def project(mix_MS, x_SK):
-      x_SK = jnp.where(keep_S1, x_SK, 0)
-      mix_MS = mix_MS[:, : x_SK.shape[0]].astype(x_SK.dtype)
-      return jnp.einsum(
-        'ms,sk->mk', mix_MS, x_SK, preferred_element_type=jnp.float32
-      ).astype(x_SK.dtype)
-
-    mix_keys_MS, mix_values_MS = params
-    k_MK = project(mix_keys_MS, head.k_SK)
-    v_MV = project(mix_values_MS, head.v_SV)
+    k_SK, v_SV = (jnp.where(keep_S1, x, 0) for x in (head.k_SK, head.v_SV))
+    (k_MK, v_MV), is_there_M = mixtures((k_SK, v_SV), head, params)
     # All mixtures are one segment, which every real query may see.
-    where = softmax.sites(
-      jnp.minimum(head.segment_T, 1), jnp.ones((self.rank,), jnp.int32)
-    )
+    where = softmax.sites(jnp.minimum(head.segment_T, 1), is_there_M)
     pattern = softmax.Pattern(dropout=0.0 if head.rng is None else self.dropout)
     return chunked.attend(
       head.q_TK,
-      k_MK,
-      v_MV,
+      k_MK.astype(k_SK.dtype),
+      v_MV.astype(v_SV.dtype),
       where,
       head.rng,
       pattern=pattern,
       block=chunked.side(call.rows),
     )[0]
+
+  @nn.nowrap
+  def _learned(self, sources, head, params):
+    def project(x_SK, mix_MS):
+      mix_MS = mix_MS[:, : x_SK.shape[0]].astype(x_SK.dtype)
+      return softmax.product('ms,sk->mk', mix_MS, x_SK)
+
+    return map(project, sources, params), jnp.ones((self.rank,), jnp.int32)
+
+  @nn.nowrap
+  def _pool(self, sources, head, params):
+    pooled = [pooling.means(x, head.segment_S, self.rank) for x in sources]
+    return (mean_MK for mean_MK, _ in pooled), pooled[0][1]
+
+  @nn.nowrap
+  def _conv(self, sources, head, params):
+    def project(x_SK, filter_WK):
+      (x_MWK,) = softmax.in_blocks(filter_WK.shape[0], x_SK)
+      return softmax.product('mwk,wk->mk', x_MWK, filter_WK.astype(x_SK.dtype))
+
+    (segment_MW,) = softmax.in_blocks(params[0].shape[0], head.segment_S)
+    is_there_M = (segment_MW > 0).any(-1).astype(jnp.int32)
+    return map(project, sources, params), is_there_M
+
+  @nn.nowrap
+  def _dynamic(self, sources, head, params):
+    keep_S1 = head.segment_S[:, None] > 0
+    shares_SM = jax.nn.softmax(
+      jnp.where(keep_S1, head.more.astype(jnp.float32), softmax.MASKED), axis=0
+    )
+    shares_SM = jnp.where(keep_S1, shares_SM, 0.0)
+
+    def project(x_SK):
+      return softmax.product('sm,sk->mk', shares_SM.astype(x_SK.dtype), x_SK)
+
+    return map(project, sources), jnp.ones((self.rank,), jnp.int32)

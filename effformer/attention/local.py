@@ -43,6 +43,7 @@ class LocalAttention(MultiHead):
     relative_bias=True,
     grouped=True,
     row_normalised=True,
+    linear_time=True,
     linear_memory=True,
   )
 

@@ -42,6 +42,9 @@ class MultiHead(Mixer):
   # What a mechanism does itself, because it has to happen inside.
   rotates_itself: ClassVar[bool] = False
   drops_itself: ClassVar[bool] = True
+  # Whether all heads that share keys and values are mixed in one call, with
+  # queries [T, G, K]; see `heads`.
+  mixes_groups: ClassVar[bool] = False
   # Whether a stream has a state of its own before the heads.
   has_carry: ClassVar[bool] = False
 
@@ -196,7 +199,7 @@ class MultiHead(Mixer):
       x_BTD, context_BSD, tokens, carry
     )
     rng = None
-    if self.dropout and not deterministic:
+    if self.is_random() and not deterministic:
       rng = self.make_rng('dropout')
     head = Head(
       q_BTHK, k_BSHK, v_BSHV, more,
@@ -209,14 +212,14 @@ class MultiHead(Mixer):
     if state is None:
       o_BTHV = heads.lift(
         lambda head, params: self.mix(self._rotated(head), params, call),
-        head, params, is_per_head,
+        head, params, is_per_head, self.mixes_groups,
       )  # fmt: skip
     else:
       o_BTHV, state = heads.lift_step(
         lambda head, state, params: self.step(
           self._rotated(head), state, params, call
         ),
-        head, state, params, is_per_head,
+        head, state, params, is_per_head, self.mixes_groups,
       )  # fmt: skip
     o_BTHV = self.refine(o_BTHV, x_BTD).astype(self.dtype)
     if not self.drops_itself:
@@ -226,6 +229,11 @@ class MultiHead(Mixer):
     if state is not None and self.has_carry:
       state = state, carry
     return self.finish(o_BTHV, x_BTD), state
+
+  @nn.nowrap
+  def is_random(self) -> bool:
+    """Whether a call in training draws something, and needs a key for it."""
+    return self.dropout > 0
 
   @nn.nowrap
   def known_head_width(self) -> int:
@@ -253,11 +261,13 @@ class MultiHead(Mixer):
       return None
     if self.relative_bias == 'alibi':
       return jnp.asarray(positions.slopes(self.num_heads))
-    return self.param(
+    weights = self.param(
       'relative_bias',
       nn.initializers.normal(0.02),
       (self.num_heads, self.bias_rule().num_buckets),
     )
+    # A custom gradient takes no constants of NumPy.
+    return jnp.asarray(weights)
 
   @nn.nowrap
   def _rotated(self, head):

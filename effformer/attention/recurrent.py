@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from effformer.attention.contract import Supports
 from effformer.attention.multihead import Call, Head, MultiHead
@@ -31,7 +32,11 @@ from effformer.shapes import Array, DTypeLike, Tokens
 EPSILON = 1e-5
 
 SUPPORTS = Supports(
-  causal=True, streaming=True, packing=True, linear_memory=True
+  causal=True,
+  streaming=True,
+  packing=True,
+  linear_time=True,
+  linear_memory=True,
 )
 
 
@@ -66,8 +71,8 @@ class Recurrent(MultiHead):
     return (q_BTHK, k_BTHK, v_BTHV, None), carry
 
   @nn.nowrap
-  def width_of_value(self, width: int, key_width: int) -> int:
-    """V, from the settings, D and K; here 2K."""
+  def width_of_value(self, width: int | None, key_width: int) -> int:
+    """V, from the settings, D (None if not known) and K; here 2K."""
     return self.value_width or 2 * key_width
 
   @nn.nowrap
@@ -95,9 +100,7 @@ class Recurrent(MultiHead):
         streams, segment_T, chunk=self.chunk
       ), None
     if memory is None:
-      memory = recurrence.empty(
-        streams.k_TK.shape[-1], streams.v_TV.shape[-1]
-      )
+      memory = recurrence.empty(streams.k_TK.shape[-1], streams.v_TV.shape[-1])
     return recurrence.causal(streams, segment_T, memory, chunk=self.chunk)
 
   @nn.nowrap
@@ -125,7 +128,7 @@ class Recurrent(MultiHead):
     """V, from the parameters that this is called with, or the settings."""
     if self.scope is not None and self.has_variable('params', 'value'):
       return self.get_variable('params', 'value')['kernel'].shape[-1]
-    return self.width_of_value(0, self.known_head_width())
+    return self.width_of_value(None, self.known_head_width())
 
   def refine(self, o_BTHV: Array, x_BTD: Array) -> Array:
     """Norm and gate: norm(o) * swish(x W_g)."""
@@ -136,10 +139,11 @@ class Recurrent(MultiHead):
   @nn.nowrap
   def norm(self, o_BTHV: Array) -> Array:
     """Of each head; here the RMS norm, with a scale that heads share."""
-    return rms_norm(o_BTHV, self._scale(o_BTHV.shape[-1:]))
+    return rms_norm(o_BTHV, self.scale(o_BTHV.shape[-1:]))
 
   @nn.nowrap
-  def _scale(self, shape):
+  def scale(self, shape: tuple[int, ...]) -> Array:
+    """Trained factors of the norm, at first 1."""
     return self.param('norm', nn.initializers.ones, shape)
 
   @nn.nowrap
@@ -157,22 +161,45 @@ class Recurrent(MultiHead):
 
   @nn.nowrap
   def convolve(
-    self, x_BTD: Array, tokens: Tokens, tail: short_conv.Tail | None, taps: int
-  ) -> tuple[Array, short_conv.Tail | None]:
-    """Short causal convolution of all channels; `tail` in a stream.
+    self,
+    streams: tuple[Array, ...],
+    tokens: Tokens,
+    tail: short_conv.Tail | None,
+    taps: int,
+    use_bias: bool = False,
+  ) -> tuple[tuple[Array, ...], short_conv.Tail | None]:
+    """silu of the short causal convolution of all channels of the streams.
 
-    Starts uniform in +-1 / sqrt(W).
+    Args:
+      streams: arrays [B, T, ...].
+      tokens: where they stand.
+      tail: of the stream, None outside of one.
+      taps: W; filters start uniform in +-1 / sqrt(W), biases at 0.
+      use_bias: whether there are biases.
     """
+    flat_BTM = jnp.concatenate(
+      [x.reshape(*x.shape[:2], -1) for x in streams], axis=-1
+    )
 
     def start(rng, shape):
       return jax.random.uniform(rng, shape, minval=-1, maxval=1) / taps**0.5
 
-    filter_WD = self.param('conv', start, (taps, x_BTD.shape[-1]))
+    num_channels = flat_BTM.shape[-1]
+    filter_WM = self.param('conv', start, (taps, num_channels))
     if tail is None:
-      return short_conv.batch(x_BTD, filter_WD, tokens.segment_BT), None
-    return jax.vmap(short_conv.stream, (0, None, 0, 0))(
-      x_BTD, filter_WD, tokens.segment_BT, tail
-    )
+      flat_BTM = short_conv.batch(flat_BTM, filter_WM, tokens.segment_BT)
+    else:
+      flat_BTM, tail = jax.vmap(short_conv.stream, (0, None, 0, 0))(
+        flat_BTM, filter_WM, tokens.segment_BT, tail
+      )
+    if use_bias:
+      bias_M = self.param('conv_bias', nn.initializers.zeros, (num_channels,))
+      flat_BTM += bias_M[None, None].astype(flat_BTM.dtype)
+    ends = np.cumsum([math.prod(x.shape[2:]) for x in streams])
+    parts = jnp.split(nn.silu(flat_BTM), ends[:-1], axis=-1)
+    return tuple(
+      part.reshape(x.shape) for part, x in zip(parts, streams, strict=True)
+    ), tail
 
   @nn.nowrap
   def tail_state(

@@ -59,11 +59,11 @@ class Case:
     return self.settings.get('causal', False)
 
   def tokens(self, segment_BT):
-    """Tokens with the promise that the mechanism needs."""
-    tokens = Tokens.from_segments(np.array(segment_BT))
-    if not self.supports.packing:
-      tokens = tokens.replace(is_packed=False)
-    return tokens
+    """Packed tokens; without packing as many, in one segment a row."""
+    segment_BT = np.array(segment_BT)
+    if self.supports.packing:
+      return Tokens.from_segments(segment_BT)
+    return Tokens.from_lengths((segment_BT > 0).sum(1), segment_BT.shape[1])
 
 
 def plain(name, **settings):
@@ -104,6 +104,11 @@ MORE = [
 ]
 
 
+# Of each mechanism the main form, and the same causal. The others are slow
+# tests: there are many.
+CORE = {core for case in PLAIN for core in (case, case.having(causal=True))}
+
+
 def each(cases, **needs):
   """Parametrises over the cases that declare or set what is needed."""
   chosen = [
@@ -116,7 +121,11 @@ def each(cases, **needs):
       for key, value in needs.items()
     )
   ]
-  return pytest.mark.parametrize('case', chosen, ids=str)
+  marked = [
+    case if case in CORE else pytest.param(case, marks=pytest.mark.slow)
+    for case in chosen
+  ]
+  return pytest.mark.parametrize('case', marked, ids=str)
 
 
 @functools.cache

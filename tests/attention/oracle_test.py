@@ -36,8 +36,7 @@ from tests.attention.cases import (
 
 @each(CASES + MORE)
 def test_equals_dense_definition(case):
-  packed = PACKED if case.supports.packing else [[1] * T, [1] * 4 + [0] * 3]
-  tokens = case.tokens(packed)
+  tokens = case.tokens(PACKED)
   keep_BT1 = tokens.keep_BT[..., None]
   sample_BTD = normal(B, T, D, seed=2)
 

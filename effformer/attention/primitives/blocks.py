@@ -32,15 +32,17 @@ def attend(
   *,
   pattern: Pattern = softmax.EVERYTHING,
   block: int,
+  query_block: int = 0,
   rows: int = 1,
 ) -> tuple[Array, Array]:
   """`softmax.tile` for each block of queries over its row of the table.
 
   Args:
     q_TK, k_SK, v_SV, where, rng, bias, pattern: as there.
-    table_NJ: integers, N = ceil(T / block); numbers of blocks of keys, each at
+    table_NJ: integers, N blocks of queries; numbers of blocks of keys, each at
       most once in a row, or NOTHING.
     block: C, tokens.
+    query_block: C of the queries, where it differs; 0 for `block`.
     rows: under `vmap` over so many, fewer blocks are in work together.
 
   Returns:
@@ -50,8 +52,9 @@ def attend(
     ValueError: if the table is not one row for each block of queries.
   """
   length = q_TK.shape[0]
+  query_block = query_block or block
   q_NCK, *own = softmax.in_blocks(
-    block, q_TK, where.segment_T, where.index_T, where.position_T
+    query_block, q_TK, where.segment_T, where.index_T, where.position_T
   )
   k_MCK, v_MCV, *other = softmax.in_blocks(
     block, k_SK, v_SV, where.segment_S, where.index_S, where.position_S
@@ -61,7 +64,9 @@ def attend(
     raise ValueError(
       f'a table of {table_NJ.shape[0]} rows for {num_blocks} blocks of queries'
     )
-  together = softmax.TILE_NUMBERS // (rows * block**2 * table_NJ.shape[1])
+  # Logits of a block, or if these are few, the keys that are gathered for it.
+  work = block * table_NJ.shape[1] * max(query_block, q_TK.shape[1])
+  together = softmax.TILE_NUMBERS // (rows * work)
   together = divisor(num_blocks, together)
   blocks = Sites(own[0], other[0], own[1], other[1], own[2], other[2])
   o_NCV, lse_NC = _attend(

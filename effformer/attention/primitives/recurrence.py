@@ -200,9 +200,11 @@ class _OneDecay(_NoDecay):
     lower_CC = jnp.tri(size, dtype=jnp.float32)
     after_CC = 1.0 - lower_CC.T
     # Entry (i, j): sum of g over j < u <= i; 0 where that is no range.
-    self._factors_CC = jnp.exp(lower_CC @ (g_C[:, None] * after_CC))
-    self._since_start_C1 = jnp.exp(lower_CC @ g_C)[:, None]
-    self._to_end_C1 = jnp.exp(g_C @ after_CC)[:, None]
+    self._factors_CC = jnp.exp(
+      _sums('iu,uj->ij', lower_CC, g_C[:, None] * after_CC)
+    )
+    self._since_start_C1 = jnp.exp(_sums('iu,u->i', lower_CC, g_C))[:, None]
+    self._to_end_C1 = jnp.exp(_sums('u,uj->j', g_C, after_CC))[:, None]
     self._over_all = jnp.exp(g_C.sum())
 
   def products(self, a_CK, b_CK):
@@ -236,27 +238,27 @@ class _ChannelDecay(_NoDecay):
     self._lower_CC, self._after_CC = lower_CC, 1.0 - lower_CC.T
     self._g_NCK = g_NCK
     # Sums within the part: up to a token with it, and after it.
-    self._head_NCK = jnp.einsum('ij,njk->nik', lower_CC, g_NCK)
-    self._tail_NCK = jnp.einsum('ij,nik->njk', self._after_CC, g_NCK)
+    self._head_NCK = _sums('ij,njk->nik', lower_CC, g_NCK)
+    self._tail_NCK = _sums('ij,nik->njk', self._after_CC, g_NCK)
     total_NK = g_NCK.sum(1)
     order_N = jnp.arange(num_parts)
     between_NNN = (order_N[None, :, None] < order_N[:, None, None]) & (
       order_N[None, :, None] > order_N[None, None, :]
     )
     # Entry (m, n): whole parts after n and before m.
-    self._between_MNK = jnp.einsum(
+    self._between_MNK = _sums(
       'mun,uk->mnk', between_NNN.astype(jnp.float32), total_NK
     )
     before_NN = (order_N[None, :] < order_N[:, None]).astype(jnp.float32)
-    self._before_NK = before_NN @ total_NK
-    self._behind_NK = before_NN.T @ total_NK
+    self._before_NK = _sums('nu,uk->nk', before_NN, total_NK)
+    self._behind_NK = _sums('un,uk->nk', before_NN, total_NK)
     self._total_K = total_NK.sum(0)
 
   def products(self, a_CK, b_CK):
     num_parts, part, _ = self._shape
     a_NCK, b_NCK = a_CK.reshape(self._shape), b_CK.reshape(self._shape)
     # Entry (i, j) of a part: g over j < u <= i.
-    range_NCCK = jnp.einsum(
+    range_NCCK = _sums(
       'iu,uj,nuk->nijk', self._lower_CC, self._after_CC, self._g_NCK
     )
     own_NCC = jnp.einsum('nik,njk,nijk->nij', a_NCK, b_NCK, jnp.exp(range_NCCK))
@@ -289,3 +291,8 @@ def _fades(decay, keep_C):
   if decay.ndim == 1:
     return _OneDecay(jnp.where(keep_C, decay, 0.0))
   return _ChannelDecay(jnp.where(keep_C[:, None], decay, 0.0))
+
+
+def _sums(subscripts, *arrays):
+  """An einsum of exponents, in full float32 on every device."""
+  return jnp.einsum(subscripts, *arrays, precision=jax.lax.Precision.HIGHEST)

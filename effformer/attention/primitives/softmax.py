@@ -31,9 +31,6 @@ from effformer.shapes import Array
 # exp(MASKED - maximum) is 0 even where every key of a row is masked.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 FLOOR = 0.5 * MASKED
-# The logit of a token with itself under `Pattern.self_last`: far below those of
-# others, far above MASKED.
-LAST = -1e5
 
 # Logits that are in work together stay in cache (measured on CPU: 2^19).
 TILE_NUMBERS = 1 << 19
@@ -47,7 +44,6 @@ class Pattern(NamedTuple):
     window: tokens; |i - j| < window. 0 is no limit.
     apart: tokens; only keys outside of the query's block of so many. 0 is no
       limit.
-    self_last: a token sees itself only where it sees nothing else.
     dropout: probability that an entry of P becomes 0.
     bias: of the logits, or None.
   """
@@ -55,7 +51,6 @@ class Pattern(NamedTuple):
   causal: bool = False
   window: int = 0
   apart: int = 0
-  self_last: bool = False
   dropout: float = 0.0
   bias: positions.Rule | None = None
 
@@ -144,6 +139,16 @@ def tile(
     o_TV and lse_T, float32. A row without admissible keys has 0 and -inf.
   """
   logits_TS = logits(q_TK, k_SK, where, pattern, bias)
+  return weigh(logits_TS, v_SV, rng, pattern.dropout)
+
+
+def weigh(
+  logits_TS: Array, v_SV: Array, rng: Array | None = None, dropout: float = 0.0
+) -> tuple[Array, Array]:
+  """Softmax over logits that are MASKED where inadmissible, times values.
+
+  Returns o_TV and lse_T as `tile` does.
+  """
   top_T1 = jnp.maximum(logits_TS.max(-1, keepdims=True), FLOOR)
   top_T1 = jax.lax.stop_gradient(top_T1)
   weights_TS = jnp.exp(logits_TS - top_T1)
@@ -151,8 +156,8 @@ def tile(
   # Rows without keys divide by one, so that the untaken branch is finite.
   divisor_T1 = jnp.where(total_T1 > 0, total_T1, 1.0)
   attn_TS = weights_TS / divisor_T1
-  if pattern.dropout:
-    attn_TS *= survivors(rng, attn_TS.shape, pattern.dropout)
+  if dropout:
+    attn_TS *= survivors(rng, attn_TS.shape, dropout)
   o_TV = product('ts,sv->tv', attn_TS.astype(v_SV.dtype), v_SV)
   lse_T1 = jnp.where(total_T1 > 0, top_T1 + jnp.log(divisor_T1), -jnp.inf)
   return o_TV, lse_T1[:, 0]
@@ -211,8 +216,6 @@ def tile_gradient(
     kept_ST = attn_ST * survivors_ST
   dv_SV = product('st,tv->sv', kept_ST.astype(row.do_TV.dtype), row.do_TV)
   dlogits_ST = attn_ST * (dattn_ST - row.delta_T[None, :])
-  if pattern.self_last:
-    dlogits_ST = jnp.where(_is_self(where).T, 0.0, dlogits_ST)
   dbias = None
   if pattern.bias is not None:
     dbias = positions.bias_gradient(
@@ -266,8 +269,6 @@ def logits(
     result += turn(
       positions.bias(pattern.bias, bias, where.position_T, where.position_S)
     )
-  if pattern.self_last:
-    result = jnp.where(turn(_is_self(where)), LAST, result)
   return jnp.where(turn(admissible(where, pattern)), result, MASKED)
 
 
@@ -307,7 +308,3 @@ def in_blocks(size: int, *arrays: Array) -> tuple[Array, ...]:
 def even_size(length: int, most: int) -> int:
   """Size of equal blocks of at most `most`, with little padding."""
   return -(-length // max(-(-length // most), 1)) or 1
-
-
-def _is_self(where):
-  return where.index_T[:, None] == where.index_S[None, :]

@@ -19,7 +19,6 @@ PATTERNS = {
   'all': softmax.Pattern(),
   'causal': softmax.Pattern(causal=True),
   'apart': softmax.Pattern(apart=2),
-  'self last': softmax.Pattern(self_last=True),
   'bias': softmax.Pattern(bias=BIAS),
 }
 
@@ -87,17 +86,6 @@ def test_table_equals_mask_of_pairs(name):
     actual,
     expected,
   )
-
-
-def test_self_comes_last():
-  """A token sees itself only where it sees nothing else."""
-  pattern = softmax.Pattern(self_last=True)
-  x_TK = normal(3, K)
-  segments = jnp.array([1, 1, 2])
-  o_TK, _ = softmax.tile(
-    x_TK, x_TK, x_TK, softmax.sites(segments, segments), pattern=pattern
-  )
-  np.testing.assert_allclose(o_TK, x_TK[np.array([1, 0, 2])], rtol=1e-6)
 
 
 def test_results_over_disjoint_keys_merge():

@@ -1,0 +1,85 @@
+"""FNet: tokens are mixed by a Fourier transform (Lee-Thorp et al. 2021,
+2105.03824).
+
+    y = Re(F_T (F_D x)),   (F_N x)_k = sum_n x_n exp(-2 pi i k n / N)
+
+over the width D, then over the tokens. There is nothing to train. Cost: time
+T D (log T + log D), memory T D.
+
+Padding is zeroed before. The frequencies are those of the whole row, so more
+padding on the right changes the result: pad all rows to one length.
+
+x is real, hence F_D x has the symmetry of a real signal, and half of it is
+enough: Re y[t, k] = Re y[-t, D - k], indices modulo T and D.
+
+`unitary` divides by sqrt(T D) (ours), so that the output is of the size of the
+input; without it, as in the paper, it is sqrt(T D) times larger, which fits
+layer norms behind the residual branches, and outweighs all other branches where
+they are in front.
+
+Not supported: causal, hence streaming; packing; a context; positions are not
+needed. Transforms are float32 in any compute dtype. Dropout acts on the output
+(the paper has none).
+"""
+
+import math
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from effformer.attention.contract import Mixer, Supports
+from effformer.shapes import Array, DTypeLike, Tokens
+
+
+class FNetMixer(Mixer):
+  """Real part of the two-dimensional discrete Fourier transform.
+
+  Attributes:
+    unitary: divide by sqrt(T D).
+    dropout: probability, in [0, 1), on the output.
+    dtype: of the output.
+  """
+
+  mechanism: ClassVar[str] = 'fnet'
+  supports: ClassVar[Supports] = Supports(
+    linear_time=True, linear_memory=True, any_padding=False
+  )
+
+  unitary: bool = False
+  dropout: float = 0.0
+  dtype: DTypeLike = jnp.float32
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0.0 <= self.dropout < 1.0:
+      raise ValueError(f'fnet: dropout must be in [0, 1), got {self.dropout}')
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: Array,
+    context_BSD: Array | None = None,
+    *,
+    tokens: Tokens,
+    context_tokens: Tokens | None = None,
+    deterministic: bool = True,
+  ) -> Array:
+    """See `Mixer`."""
+    self.check_call(x_BTD, context_BSD, tokens, context_tokens)
+    x_BTD = jnp.where(tokens.keep_BT[..., None], x_BTD, 0)
+    y_BTD = transform(x_BTD.astype(jnp.float32))
+    if self.unitary:
+      y_BTD /= math.sqrt(y_BTD.shape[1] * y_BTD.shape[2])
+    y_BTD = y_BTD.astype(self.dtype)
+    return nn.Dropout(self.dropout)(y_BTD, deterministic)
+
+
+def transform(x_BTD: Array) -> Array:
+  """Re(F_T (F_D x)), float32."""
+  width = x_BTD.shape[-1]
+  half_BTK = jnp.fft.fft(jnp.fft.rfft(x_BTD, axis=-1), axis=1).real
+  # Frequencies above D / 2, from D - 1 down: those of 1, 2, ... at -t.
+  above_BTK = half_BTK[..., 1 : (width + 1) // 2]
+  above_BTK = jnp.roll(jnp.flip(above_BTK, axis=1), 1, axis=1)
+  return jnp.concatenate([half_BTK, jnp.flip(above_BTK, axis=-1)], axis=-1)

@@ -1,0 +1,274 @@
+"""Softmax attention to the nearest tokens, for queries and keys of one row.
+
+    query i sees key j  iff  i - j = step t,  |t| < window    (causal: t >= 0)
+
+with i, j the indices in the row. Each block of queries sees its own keys and a
+halo of `window` keys on each side (causal: on the left), so nothing of size
+T x T exists. With a step, the tokens of each remainder are a row of their own.
+
+Cost: time T W (K + V), memory T (forward and backward).
+
+A stream keeps the last tokens. It counts real tokens only, so padding inside a
+segment takes up room in the window of a batch call, but not in that of a
+stream.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from effformer.attention.heads import Head
+from effformer.attention.primitives import blocks, chunked, softmax
+from effformer.attention.primitives.softmax import Pattern
+from effformer.shapes import Array, DTypeLike
+
+# Smaller blocks make products too small to be fast.
+LEAST_BLOCK = 64
+
+
+@flax.struct.dataclass
+class Ring:
+  """The last W real tokens of one head, oldest first.
+
+  Attributes:
+    k_WK: keys, rotated where positions are rotary.
+    v_WV: values.
+    segment_W: int32, 0 where nothing is stored yet, or nobody may see it.
+    position_W: int32, in the segment.
+  """
+
+  k_WK: Array
+  v_WV: Array
+  segment_W: Array
+  position_W: Array
+
+
+def attend(
+  head: Head, pattern: Pattern, *, block: int = 0, rows: int = 1, step: int = 1
+) -> tuple[Array, Array]:
+  """`softmax.tile` within the window of the pattern.
+
+  Args:
+    head: queries and keys of the same tokens.
+    pattern: `window` is at least 1.
+    block: tokens, at most so many queries in a tile, if not less than the
+      window; 0 for the window, or 64 if that is more.
+    rows: under `vmap` over so many, fewer blocks are in work together.
+    step: tokens between two that see each other.
+
+  Returns:
+    o_TV and lse_T, float32. A row without admissible keys has 0 and -inf.
+  """
+  length = head.q_TK.shape[0]
+  block = _block(pattern, block)
+  # A row of one block needs no halo.
+  halo = pattern.window if -(-length // step) > block else 0
+  sides = (halo * step, 0 if pattern.causal else halo * step)
+
+  def widen(x):
+    return jnp.pad(x, (sides,) + ((0, 0),) * (x.ndim - 1))
+
+  head = _with_keys(head, *map(widen, _keys(head)))
+  return _in_window(head, halo, pattern, block, rows, step)
+
+
+def empty(
+  window: int, head_width: int, dtype: DTypeLike, step: int = 1
+) -> Ring:
+  """The ring before the first token; holds any number of tokens."""
+  zeros_WK = jnp.zeros((window * step, head_width), dtype)
+  zeros_W = jnp.zeros((window * step,), jnp.int32)
+  return Ring(zeros_WK, zeros_WK, zeros_W, zeros_W)
+
+
+def extend(
+  head: Head,
+  ring: Ring,
+  pattern: Pattern,
+  *,
+  block: int = 0,
+  rows: int = 1,
+  step: int = 1,
+) -> tuple[tuple[Array, Array], Ring]:
+  """`attend`, causal, of new tokens to themselves and those in the ring."""
+  keep_T = head.segment_T > 0
+  # Real tokens first, in order, so that distances count real tokens.
+  order_T = jnp.argsort(~keep_T, stable=True)
+  rank_T = jnp.maximum(jnp.cumsum(keep_T) - 1, 0)
+
+  def append(old, new):
+    return jnp.concatenate([old, new[order_T].astype(old.dtype)])
+
+  stored = (ring.k_WK, ring.v_WV, ring.segment_W, ring.position_W)
+  keys = [append(*pair) for pair in zip(stored, _keys(head), strict=True)]
+  head = head._replace(
+    q_TK=head.q_TK[order_T],
+    segment_T=head.segment_T[order_T],
+    position_T=head.position_T[order_T],
+  )
+  o_TV, lse_T = _in_window(
+    _with_keys(head, *keys),
+    pattern.window, pattern, _block(pattern, block), rows, step,
+  )  # fmt: skip
+
+  def last(x):
+    size = ring.segment_W.shape[0]
+    return jax.lax.dynamic_slice_in_dim(x, keep_T.sum(), size)
+
+  return (o_TV[rank_T], lse_T[rank_T]), Ring(*map(last, keys))
+
+
+def same_remainder(
+  head: Head, pattern: Pattern, step: int, *, rows: int = 1
+) -> tuple[Array, Array]:
+  """`softmax.tile` among tokens with the same index modulo `step`.
+
+  The pattern reads the index divided by `step`. Time T^2 / step.
+  """
+  length = head.q_TK.shape[0]
+  block = chunked.side(rows)
+
+  def one(head):
+    inputs = (head.q_TK, head.k_SK, head.v_SV, softmax.sites(*head[-4:]))
+    return chunked.attend(
+      *inputs, head.rng, head.bias, pattern=pattern, block=block
+    )
+
+  size = -(-length // step)
+  together = softmax.TILE_NUMBERS // (rows * size**2)
+  return _in_phases(head, one, step, together)
+
+
+def over_tokens(one: Callable, head: Head) -> Head:
+  """`one` of each array of tokens; further streams are left as they are."""
+  changed = {
+    field: one(x)
+    for field, x in head._asdict().items()
+    if field not in ('more', 'bias', 'rng')
+  }
+  return head._replace(**changed)
+
+
+def in_turn(one, inputs, together: int):
+  """`one` over the first axis; as many together as given, evenly divided."""
+  number = jax.tree.leaves(inputs)[0].shape[0]
+  together = blocks.divisor(number, together)
+  if together == number:
+    return jax.vmap(one)(inputs)
+  return jax.lax.map(one, inputs, batch_size=together)
+
+
+def _block(pattern, block):
+  return max(pattern.window, block or LEAST_BLOCK)
+
+
+def _keys(head):
+  return head.k_SK, head.v_SV, head.segment_S, head.position_S
+
+
+def _with_keys(head, k_SK, v_SV, segment_S, position_S):
+  return head._replace(
+    k_SK=k_SK, v_SV=v_SV, segment_S=segment_S, position_S=position_S
+  )
+
+
+def _in_phases(head, one, step, together):
+  """`one(head)` for the tokens of each remainder by themselves."""
+  length = head.q_TK.shape[0]
+  rng = None if head.rng is None else jax.random.split(head.rng, step)
+  split = over_tokens(lambda x: _phases(x, step), head)
+  # All phases share the weights of the bias, so they are no input.
+  split = split._replace(more=None, bias=None, rng=rng)
+
+  def phase(part):
+    return one(part._replace(bias=head.bias))
+
+  outputs = in_turn(phase, split, together)
+  return jax.tree.map(lambda x: _rejoin(x, length), outputs)
+
+
+def _phases(x, step):
+  """[T, ...] -> [step, ceil(T / step), ...], zero padded: tokens by i % step.
+
+  Zeros are padding in a segment array too.
+  """
+  x = _pad_to(x, -(-x.shape[0] // step) * step)
+  return x.reshape(-1, step, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _rejoin(x, length):
+  """The inverse of `_phases`."""
+  x = x.swapaxes(0, 1)
+  return x.reshape(-1, *x.shape[2:])[:length]
+
+
+def _in_window(head, halo, pattern, block, rows, step):
+  """`_band`, with a step; the halo is `halo * step` wide."""
+  if step == 1:
+    return _band(head, halo, pattern, block, rows)
+  band = functools.partial(
+    _band, halo=halo, pattern=pattern, block=block, rows=rows * step
+  )
+  return _in_phases(head, band, step, step)
+
+
+def _band(head, halo, pattern, block, rows):
+  """Attention within the window; key s has index s - halo."""
+  length = head.q_TK.shape[0]
+  num_blocks = max(-(-length // block), 1)
+  # Halos come from the neighbouring block, so blocks are no shorter.
+  size = max(-(-length // num_blocks), halo if num_blocks > 1 else 1)
+  num_blocks = max(-(-length // size), 1)
+  width = head.k_SK.shape[0] - length + size
+
+  def queries(x):
+    x = _pad_to(x, num_blocks * size)
+    return x.reshape(num_blocks, size, *x.shape[1:])
+
+  def keys(x):
+    if num_blocks == 1:
+      return x[None]
+    return _windows(x, num_blocks, size, width)
+
+  index_C = jnp.arange(size, dtype=jnp.int32) + halo
+  index_S = jnp.arange(width, dtype=jnp.int32)
+
+  def tile(inputs):
+    (q_CK, segment_C, position_C), sources, rng = inputs
+    k_SK, v_SV, segment_S, position_S = sources
+    where = softmax.Sites(
+      segment_C, segment_S, index_C, index_S, position_C, position_S
+    )
+    return chunked.attend(
+      q_CK, k_SK, v_SV, where, rng, head.bias, pattern=pattern
+    )
+
+  rngs = None if head.rng is None else jax.random.split(head.rng, num_blocks)
+  own = (head.q_TK, head.segment_T, head.position_T)
+  inputs = tuple(map(queries, own)), tuple(map(keys, _keys(head))), rngs
+  together = softmax.TILE_NUMBERS // (rows * size * width)
+  o_NCV, lse_NC = in_turn(tile, inputs, together)
+  o_TV = o_NCV.reshape(-1, o_NCV.shape[-1])[:length]
+  return o_TV, lse_NC.reshape(-1)[:length]
+
+
+def _windows(x, num_blocks, size, width):
+  """[N, width, ...]: rows n * size to n * size + width of x, zero padded.
+
+  Made of three shifted views; a gather would scatter in the backward pass.
+  """
+  x = _pad_to(x, (num_blocks + -(-width // size)) * size)
+  views, first = [], 0
+  while first < width:
+    view = x[first : first + num_blocks * size]
+    view = view.reshape(num_blocks, size, *x.shape[1:])
+    views.append(view[:, : width - first])
+    first += size
+  return jnp.concatenate(views, axis=1)
+
+
+def _pad_to(x, length):
+  return jnp.pad(x, ((0, length - x.shape[0]),) + ((0, 0),) * (x.ndim - 1))
