@@ -57,6 +57,7 @@ def _layer_config(config, facts: dict[str, Any], settings: dict[str, Any]):
     mlp_width=facts['mlp_width'],
     activation=facts['activation'],
     conv_width=model.conv_width,
+    mlp_chunk=model.mlp_chunk,
     share=facts['share'],
   )
 
@@ -79,4 +80,5 @@ def sequence_classifier(
     dropout=model.dropout,
     dtype=DTYPES[model.dtype],
     remat=model.remat,
+    reversible=model.reversible,
   )

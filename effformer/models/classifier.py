@@ -30,7 +30,7 @@ class Classifier(nn.Module):
     pooling: 'mean' over the row's tokens, or 'cls', the output at a learned
       vector put before the row.
     head_width: hidden width of the head (ReLU), 0 for a linear head.
-    norm_order, dropout, dtype, remat: see `encoder.Encoder`.
+    norm_order, dropout, dtype, remat, reversible: see `encoder.Encoder`.
   """
 
   vocabulary_size: int
@@ -45,6 +45,7 @@ class Classifier(nn.Module):
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  reversible: bool = False
 
   @nn.compact
   def __call__(
@@ -83,6 +84,7 @@ class Classifier(nn.Module):
       dropout=self.dropout,
       dtype=self.dtype,
       remat=self.remat,
+      reversible=self.reversible,
       name='encoder',
     )(x_BTD, tokens=tokens, deterministic=deterministic)
     return self._head(self._pool(y_BTD, tokens))

@@ -6,6 +6,7 @@ whatever runs around them, so that tools can take a model apart.
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from effformer import attention, shapes
-from effformer.models import layers
+from effformer.models import layers, reversible
 
 # A run of at least so many equal layers is compiled once and scanned. Below,
 # unrolling is faster to run and about as fast to compile.
@@ -31,6 +32,8 @@ class LayerConfig:
     mlp_width: F of the feed-forward part.
     activation: key of `layers.ACTIVATIONS`.
     conv_width: taps of the depthwise convolution before the mixer, 0 = none.
+    mlp_chunk: tokens of a row that the feed-forward part works on together,
+      0 = all; see `layers.FeedForward`.
     share: blocks with the same non-empty group have the same parameters.
   """
 
@@ -39,6 +42,7 @@ class LayerConfig:
   mlp_width: int
   activation: str = 'gelu'
   conv_width: int = 0
+  mlp_chunk: int = 0
   share: str = ''
 
 
@@ -56,8 +60,17 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BTD: jax.Array, *, tokens: shapes.Tokens, deterministic: bool
+    self,
+    x_BTD: jax.Array,
+    *,
+    tokens: shapes.Tokens,
+    deterministic: bool,
+    branch: str = '',
   ) -> jax.Array:
+    """The output; with `branch` only what this adds to the residual stream.
+
+    Branches, of pre-LN only, are 'mixer', with the convolution, and 'mlp'.
+    """
     layer = self.layer
     mixer = attention.build(
       layer.mixer,
@@ -65,32 +78,36 @@ class Block(nn.Module):
       dtype=self.dtype,
       **dict(layer.settings),
     )
-
-    if layer.conv_width:
+    feed_forward = layers.FeedForward(
+      layer.mlp_width,
+      activation=layer.activation,
+      dropout=self.dropout,
+      chunk=layer.mlp_chunk,
+      dtype=self.dtype,
+      name='mlp',
+    )
+    before_BTD = x_BTD
+    if layer.conv_width and branch != 'mlp':
       # On the residual stream: what it gathers reaches the layers above even
       # where the mixer averages it away.
       x_BTD = layers.DepthwiseConvolution(
         layer.conv_width, dtype=self.dtype, name='conv'
       )(x_BTD, tokens)
-    feed_forward = layers.FeedForward(
-      layer.mlp_width,
-      activation=layer.activation,
-      dropout=self.dropout,
-      dtype=self.dtype,
-      name='mlp',
-    )
-    x_BTD = self._residual(
-      'norm_mixer',
-      lambda h_BTD: mixer(h_BTD, tokens=tokens, deterministic=deterministic),
-      x_BTD,
-      deterministic,
-    )
-    return self._residual(
-      'norm_mlp',
-      lambda h_BTD: feed_forward(h_BTD, deterministic=deterministic),
-      x_BTD,
-      deterministic,
-    )
+    if branch != 'mlp':
+      x_BTD = self._residual(
+        'norm_mixer',
+        lambda h_BTD: mixer(h_BTD, tokens=tokens, deterministic=deterministic),
+        x_BTD,
+        deterministic,
+      )
+    if branch != 'mixer':
+      x_BTD = self._residual(
+        'norm_mlp',
+        lambda h_BTD: feed_forward(h_BTD, deterministic=deterministic),
+        x_BTD,
+        deterministic,
+      )
+    return x_BTD - before_BTD if branch else x_BTD
 
   def _residual(self, name, function, x_BTD, deterministic):
     norm = nn.LayerNorm(dtype=self.dtype, name=name)
@@ -114,6 +131,10 @@ class Encoder(nn.Module):
       activation memory of one block instead of all, at about a third more
       time. Unrolled layers gain nothing on the CPU, whose compiler merges the
       second computation with the first.
+    reversible: two residual streams, float32, in place of one, which start
+      alike and of which the mean comes out; see `reversible`. Activation
+      memory of one block, whatever the depth. Another function than without,
+      for pre-LN only; it has the same parameters.
   """
 
   layers: tuple[LayerConfig, ...]
@@ -121,6 +142,15 @@ class Encoder(nn.Module):
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  reversible: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.reversible and (self.norm_order != 'pre' or self.remat):
+      raise ValueError(
+        "a reversible encoder needs norm_order 'pre' and no remat; got "
+        f'{self.norm_order!r} and remat={self.remat}'
+      )
 
   @nn.compact
   def __call__(
@@ -148,23 +178,31 @@ class Encoder(nn.Module):
         )
     key = None if deterministic else self.make_rng('dropout')
 
-    def apply(name, block_params, index, x_BTD):
-      rngs = (
-        None if key is None else {'dropout': jax.random.fold_in(key, index)}
-      )
+    def apply(name, block_params, context, index, x_BTD, branch=''):
+      tokens, key = context
+      rngs = None
+      if key is not None:
+        key = jax.random.fold_in(key, index)
+        # Their masks would be the same.
+        key = jax.random.fold_in(key, 1) if branch == 'mlp' else key
+        rngs = {'dropout': key}
       return blocks[name].apply(
         {'params': block_params},
         x_BTD,
         tokens=tokens,
         deterministic=deterministic,
+        branch=branch,
         rngs=rngs,
       )
 
-    if self.remat:
-      apply = jax.checkpoint(apply, static_argnums=0)
-    for _, run in itertools.groupby(enumerate(self.layers), lambda e: e[1]):
-      indices = [index for index, _ in run]
-      x_BTD = _apply_run(apply, names, params, indices, x_BTD)
+    runs = _runs(self.layers, names)
+    if self.reversible:
+      x_BTD = _apply_reversible(apply, runs, params, (tokens, key), x_BTD)
+    else:
+      if self.remat:
+        apply = jax.checkpoint(apply, static_argnums=0)
+      for run in runs:
+        x_BTD = _apply_run(apply, run, params, (tokens, key), x_BTD)
     if self.norm_order == 'pre':
       x_BTD = nn.LayerNorm(dtype=self.dtype, name='norm_out')(x_BTD)
     return x_BTD
@@ -181,25 +219,42 @@ def _init_block(rng, block, x_BTD, tokens):
   return variables['params']
 
 
-def _apply_run(apply, names, params, indices, x_BTD):
-  """Applies consecutive blocks of equal configuration."""
-  first = names[indices[0]]
-  if len(indices) < SCAN_FROM:
-    for index in indices:
-      x_BTD = apply(names[index], params[names[index]], index, x_BTD)
+def _runs(layers, names):
+  """Consecutive blocks of equal configuration."""
+  result = []
+  for _, equal in itertools.groupby(enumerate(layers), lambda e: e[1]):
+    indices = tuple(index for index, _ in equal)
+    own = tuple(names[index] for index in indices)
+    result.append(reversible.Run(own, indices, len(indices) >= SCAN_FROM))
+  return tuple(result)
+
+
+def _apply_run(apply, run, params, context, x_BTD):
+  if not run.is_scanned:
+    for name, index in zip(run.names, run.indices, strict=True):
+      x_BTD = apply(name, params[name], context, index, x_BTD)
     return x_BTD
-  index_N = jnp.asarray(indices)
-  if names[indices[-1]] == first:
-
-    def shared_body(x_BTD, index):
-      return apply(first, params[first], index, x_BTD), None
-
-    return jax.lax.scan(shared_body, x_BTD, index_N)[0]
+  name = run.names[0]
+  shared, stacked = reversible.split(run, params)
 
   def body(x_BTD, element):
-    block_params, index = element
-    return apply(first, block_params, index, x_BTD), None
+    own, index = element
+    block_params = shared if own is None else own
+    return apply(name, block_params, context, index, x_BTD), None
 
-  run_params = [params[names[index]] for index in indices]
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *run_params)
-  return jax.lax.scan(body, x_BTD, (stacked, index_N))[0]
+  elements = stacked, jnp.asarray(run.indices)
+  return jax.lax.scan(body, x_BTD, elements)[0]
+
+
+def _apply_reversible(apply, runs, params, context, x_BTD):
+  # In a lower type, inputs made from outputs would be others than they were.
+  x_BTD = x_BTD.astype(jnp.float32)
+  pair = reversible.stack(
+    functools.partial(apply, branch='mixer'),
+    functools.partial(apply, branch='mlp'),
+    runs,
+    params,
+    (x_BTD, x_BTD),
+    context,
+  )
+  return (pair[0] + pair[1]) / 2

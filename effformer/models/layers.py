@@ -75,16 +75,45 @@ class FeedForward(nn.Module):
     width: F, width of the hidden layer.
     activation: key of `ACTIVATIONS`.
     dropout: rate on the hidden layer.
+    chunk: tokens of each row that are worked on together, one such part after
+      the other, 0 = all: the hidden layer of one part is the only one there is,
+      also in the backward pass, which computes it again. It changes nothing
+      but the masks of the dropout.
     dtype: compute dtype; parameters are float32.
   """
 
   width: int
   activation: str = 'gelu'
   dropout: float = 0.0
+  chunk: int = 0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, *, deterministic: bool) -> jax.Array:
+    def part(module, _, x_BCD):
+      return None, module.apply_to(x_BCD, deterministic)
+
+    num_tokens = x_BTD.shape[1]
+    if not self.chunk or num_tokens <= self.chunk:
+      return self.apply_to(x_BTD, deterministic)
+    num_parts = -(-num_tokens // self.chunk)
+    rest = num_parts * self.chunk - num_tokens
+    padded_BSD = jnp.pad(x_BTD, ((0, 0), (0, rest), (0, 0)))
+    parts_BNCD = padded_BSD.reshape(
+      x_BTD.shape[0], num_parts, self.chunk, x_BTD.shape[-1]
+    )
+    over_parts = nn.scan(
+      nn.remat(part),
+      variable_broadcast='params',
+      split_rngs={'params': False, 'dropout': True},
+      in_axes=1,
+      out_axes=1,
+    )
+    _, y_BNCD = over_parts(self, None, parts_BNCD)
+    return y_BNCD.reshape(padded_BSD.shape)[:, :num_tokens]
+
+  @nn.nowrap
+  def apply_to(self, x_BTD, deterministic):
     def dense(features: int, name: str) -> nn.Dense:
       return nn.Dense(
         features,

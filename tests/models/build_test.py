@@ -1,5 +1,6 @@
 """From config to model: what layers inherit, and how large models are."""
 
+import functools
 import math
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from configs import common, lra_listops, lra_text
 from effformer import attention
 from effformer.models import build
+from effformer.shapes import Tokens
 
 
 def make_config(mechanism='full', layers=None, **keys):
@@ -142,6 +144,7 @@ def test_the_classifier_has_the_facts_of_the_config():
     model__dropout=0.5,
     model__dtype='bfloat16',
     model__remat=True,
+    model__mlp_chunk=4,
   )
   model = build.sequence_classifier(config, 257, 5)
   assert (model.vocabulary_size, model.num_classes) == (257, 5)
@@ -150,7 +153,20 @@ def test_the_classifier_has_the_facts_of_the_config():
   assert (model.norm_order, model.dropout) == ('post', 0.5)
   assert model.dtype == jnp.bfloat16
   assert model.remat is True
+  assert model.reversible is False
+  assert {layer.mlp_chunk for layer in model.layers} == {4}
   assert model.layers == build.layer_configs(config)
+
+
+def test_a_reversible_model_has_the_parameters_of_the_plain_one():
+  plain, reversible = (
+    make_config(model__reversible=is_it) for is_it in (False, True)
+  )
+  model = build.sequence_classifier(reversible, 257, 2)
+  assert model.reversible is True
+  assert jax.tree.map(jnp.shape, shapes_of(reversible)) == jax.tree.map(
+    jnp.shape, shapes_of(plain)
+  )
 
 
 def shapes_of(config, vocabulary_size=257, num_classes=2):
@@ -162,17 +178,57 @@ def shapes_of(config, vocabulary_size=257, num_classes=2):
   return variables['params']
 
 
+def mixer_by_hand(config):
+  """Parameters of one mixer."""
+  model, mixer = config.model, config.mixer
+  length = config.data.max_length + (model.pooling == 'cls')
+  qkv_width, heads = model.qkv_width or model.width, model.num_heads
+  square, head_width = model.width * qkv_width, qkv_width // heads
+  if mixer.name in (
+    'full',
+    'linear',
+    'local',
+    'bigbird',
+    'sparse',
+    'performer',
+  ):
+    return 4 * square
+  if mixer.name == 'linformer':
+    matrices = {'none': 2 * heads, 'headwise': 2, 'key_value': 1}
+    return 4 * square + matrices[mixer.sharing] * mixer.rank * length
+  if mixer.name == 'reformer':
+    # Its queries are its keys.
+    return 3 * square
+  if mixer.name == 'longformer':
+    return (4 + 3 * (mixer.global_tokens > 0)) * square
+  if mixer.name == 'sinkhorn':
+    return 4 * square + qkv_width * -(-length // 64)
+  if mixer.name == 'nystromformer':
+    return 4 * square + heads * mixer.conv_width
+  if mixer.name == 'fnet':
+    return 0
+  if mixer.name == 'retnet':
+    # Values, gate and output are twice as wide.
+    return 8 * square
+  if mixer.name == 'nsa':
+    phi = mixer.compress_block * head_width * (1 + head_width) + head_width**2
+    return 8 * square + 3 * heads * model.width + 2 * phi
+  # The others have no formula of one line; their own tests know their shapes.
+  (layer, *_) = build.layer_configs(config)
+  module = attention.build(layer.mixer, **dict(layer.settings))
+  tokens = Tokens.from_lengths(jnp.full((1,), length), length)
+  x_BTD = jax.ShapeDtypeStruct((1, length, model.width), jnp.float32)
+  init = functools.partial(module.init, tokens=tokens)
+  return count(jax.eval_shape(init, jax.random.key(0), x_BTD))
+
+
 def count_by_hand(config, vocabulary_size, num_classes):
   """Parameters of a model all of whose layers are alike."""
-  model, mixer = config.model, config.mixer
+  model = config.model
   width, length = model.width, config.data.max_length
   is_cls = model.pooling == 'cls'
-  qkv_width = model.qkv_width or width
-  block = 4 * width * qkv_width + model.conv_width * width + 2 * 2 * width
+  block = mixer_by_hand(config) + model.conv_width * width + 2 * 2 * width
   block += model.mlp_width * (2 * width + 1) + width
-  if mixer.name == 'linformer':
-    matrices = {'none': 2 * model.num_heads, 'headwise': 2, 'key_value': 1}
-    block += matrices[mixer.sharing] * mixer.rank * (length + is_cls)
   total = vocabulary_size * width + model.num_layers * block
   total += width * is_cls
   total += (length + is_cls) * width * (model.position == 'learned')

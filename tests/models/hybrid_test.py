@@ -57,6 +57,7 @@ def test_every_pair_is_a_config(first):
     assert mixers_of(config) == [first, second]
 
 
+@pytest.mark.slow
 def test_one_model_of_all_mechanisms():
   names = sorted(attention.TABLE)
   config = with_layers('+'.join(names), len(names), data__max_length=16)
