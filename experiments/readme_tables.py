@@ -25,32 +25,44 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / 'README.md'
 # The layer whose parameters the catalogue counts.
 LENGTH, WIDTH, HEADS = 1024, 256, 4
-CAPABILITIES = ('causal', 'cross', 'streaming', 'packing', 'rotary')
+# Capability -> word of the catalogue.
+CAPABILITIES = {
+  'bidirectional': 'both ways',
+  'causal': 'causal',
+  'cross': 'cross',
+  'streaming': 'stream',
+  'packing': 'packing',
+  'rotary': 'rotary',
+  'relative_bias': 'bias',
+  'grouped': 'grouped',
+}
 
 
 def catalogue() -> list[str]:
-  """One row a mechanism: paper, cost, capabilities, parameters it adds."""
-  added = {name: _parameters(name) for name in attention.TABLE}
+  """One row a mechanism: paper, cost, capabilities, parameters."""
+  sizes = {name: _parameters(name) for name in attention.TABLE}
   lines = [
-    '| mechanism | what it is | cost in T | ' + ' | '.join(CAPABILITIES) + ' | '
-    'own parameters |',
-    '| --- | --- | --- |' + ' --- |' * (len(CAPABILITIES) + 1),
+    '| mechanism | what it is | cost in T | can | parameters |',
+    '| --- | --- | --- | --- | --- |',
   ]
   for name, mechanism in attention.TABLE.items():
     module = inspect.getmodule(mechanism)
     about = ' '.join(module.__doc__.split('\n\n')[0].split()).rstrip('.')
     cost = re.search(r'Cost:\s+(.*?)\.\s', module.__doc__, re.DOTALL)
     supports = dataclasses.asdict(mechanism.supports)
-    marks = ['✓' if supports[c] else '' for c in CAPABILITIES]
+    words = [word for c, word in CAPABILITIES.items() if supports[c]]
     path = pathlib.Path(module.__file__).relative_to(ROOT)
     lines.append(
       f'| [`{name}`]({path}) | {about} | {" ".join(cost[1].split())} | '
-      f'{" | ".join(marks)} | {added[name]:,} |'
+      f'{", ".join(words)} | {sizes[name]:,} |'
     )
   lines += [
     '',
-    f'Own parameters: beyond the four projections, in one layer of width '
-    f'{WIDTH} with {HEADS} heads for {LENGTH:,} tokens, at the',
+    'Both ways: bidirectional; cross: keys from a context; stream: token by '
+    'token with a state; packing: several texts in a row;',
+    'bias: ALiBi and T5; grouped: fewer heads of keys and values.',
+    f'Parameters: of one layer of width {WIDTH} with {HEADS} heads for '
+    f'{LENGTH:,} tokens, at the',
     'default settings. What is not declared raises `NotImplementedError` with '
     'the name of the capability.',
   ]
@@ -58,14 +70,16 @@ def catalogue() -> list[str]:
 
 
 def _parameters(name: str) -> int:
-  module = attention.build(name, num_heads=HEADS)
+  heads = (
+    {'num_heads': HEADS} if 'num_heads' in attention.settings(name) else {}
+  )
+  module = attention.build(name, **heads)
   tokens = shapes.Tokens.from_lengths(jnp.array([LENGTH]), LENGTH)
   x_BTD = jax.ShapeDtypeStruct((1, LENGTH, WIDTH), jnp.float32)
   params = jax.eval_shape(
     lambda x: module.init(jax.random.key(0), x, tokens=tokens), x_BTD
   )
-  total = sum(leaf.size for leaf in jax.tree.leaves(params))
-  return total - 4 * WIDTH * WIDTH
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def results() -> list[str]:

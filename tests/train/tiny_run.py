@@ -17,9 +17,9 @@ LENGTH = 16
 WORDS = (b'good', b'bad', b'the', b'film')
 
 
-def tiny_config(**keys) -> ml_collections.ConfigDict:
-  """A config of seconds; `keys` are dotted names with _ for the dot."""
-  config = common.base(common.Choice('linear', 'modern', True))
+def tiny_config(mechanism='linear', **keys) -> ml_collections.ConfigDict:
+  """A config of seconds; `keys` are dotted names with __ for the dot."""
+  config = common.base(common.Choice(mechanism, 'modern', True))
   with config.unlocked():
     config.task = 'text'
   config.update_from_flattened_dict(
