@@ -18,6 +18,13 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
+def pytest_configure(config):
+  # Compiling is most of the time of these tiny programs. The slow tests run
+  # with all optimisations.
+  if config.option.markexpr == 'not slow':
+    jax.config.update('jax_disable_most_optimizations', True)
+
+
 # Of the 65,530 mappings that Linux allows a process; every compiled program
 # takes a few, and beyond the limit the compiler crashes.
 MOST_MAPPINGS = 30_000

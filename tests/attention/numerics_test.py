@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from effformer import attention
 from effformer.shapes import Tokens
@@ -31,6 +32,7 @@ from tests.attention.cases import (
 QKV = ('query', 'key', 'value')
 
 
+@pytest.mark.slow
 @each(PLAIN)
 def test_jit_equals_eager(case):
   x_BTD, tokens = normal(B, T, D), Tokens.from_lengths(np.array([T, 4]), T)
