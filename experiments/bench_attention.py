@@ -2,6 +2,8 @@
 
   python -m experiments.bench_attention \
     --csv=experiments/results/attention_cpu.csv --plots=docs/plots
+  python -m experiments.bench_attention --peers --lengths=1024,4096,16384 \
+    --csv=experiments/results/attention_peers.csv
 
 One layer: projections, mechanism, output; batch 1, width 256, 4 heads, float32,
 default settings, no dropout. `gradient` is forward and backward, to the weights
@@ -17,7 +19,8 @@ the process to one core), wall seconds on anything else.
 
 Streaming: one token after a prefix of T tokens; milliseconds and bytes of
 state. Lengths that would need more than --max-gib of temporary memory are left
-out.
+out. --peers times PyTorch packages on the same shapes, in turn with ours; the
+ratio is ours / theirs, below 1 ours is faster (experiments/peers.py).
 """
 
 import argparse
@@ -45,6 +48,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument('--max-gib', type=float, default=4.0)
   parser.add_argument('--max-seconds', type=float, default=20.0,
                       help='of one call; longer ones are left out')  # fmt: skip
+  parser.add_argument('--peers', action='store_true')
   parser.add_argument('--csv', type=pathlib.Path)
   parser.add_argument('--plots', type=pathlib.Path, help='folder for plots')
   return parser.parse_args()
@@ -305,6 +309,14 @@ def main() -> int:
 
   on_cpu = jax.default_backend() == 'cpu'
   clock = time.process_time if on_cpu else time.perf_counter
+  if options.peers:
+    from experiments import peers
+
+    facts = machine_facts(options)
+    table.write(
+      options.csv, ({**row, **facts} for row in peers.run(options, clock))
+    )
+    return 0
   rows, dropped = [], set()
   for length in sorted(map(int, options.lengths.split(','))):
     programs = list(programs_at(length, options, dropped))
