@@ -2,19 +2,28 @@
 
     O = softmax(Q K^T / sqrt(K)) V
 
-Cost: time T^2 K; memory T (form 'chunked') or T^2 (form 'dense', the
-reference). Not supported: causal with a context. Dropout acts on the attention
-probabilities. Streaming keeps all keys and values (a cache of `max_length`).
+Cost: time T^2 K; memory T (forms 'chunked', and 'fused' where the device has a
+kernel) or T^2 (form 'dense', the reference). Not supported: causal with a
+context; dropout and relative biases in form 'fused'. Dropout acts on the
+attention probabilities. Streaming keeps all keys and values (a cache of
+`max_length`).
 """
 
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from effformer.attention.contract import Supports
 from effformer.attention.multihead import Call, Head, MultiHead
-from effformer.attention.primitives import cache, chunked, softmax
+from effformer.attention.primitives import (
+  cache,
+  chunked,
+  fused,
+  positions,
+  softmax,
+)
 
 
 class FullAttention(MultiHead):
@@ -24,7 +33,9 @@ class FullAttention(MultiHead):
   then on the output of that row is NaN.
 
   Attributes:
-    form: 'chunked' (memory-linear, own backward pass) or 'dense'.
+    form: 'chunked' (memory-linear, own backward pass), 'dense', or 'fused':
+      cuDNN's kernel, for half precision on an NVIDIA GPU; see
+      `primitives.fused` for what it is elsewhere. A stream is chunked then.
     block: tokens, side of a tile of the chunked form; 0 chooses it such that
       the tiles of all heads and examples fit a CPU's cache.
   """
@@ -48,8 +59,30 @@ class FullAttention(MultiHead):
 
   def __post_init__(self):
     super().__post_init__()
-    self.one_of('form', ('chunked', 'dense'))
+    self.one_of('form', ('chunked', 'dense', 'fused'))
     self.at_least('block', 0)
+    for setting, none in (('dropout', 0.0), ('relative_bias', 'none')):
+      if self.form == 'fused' and getattr(self, setting) != none:
+        raise ValueError(
+          f"full: form 'fused' has no {setting}, got "
+          f'{getattr(self, setting)!r}; set it to {none!r}, or use form '
+          "'chunked'"
+        )
+
+  @nn.nowrap
+  def mix_heads(self, head: Head, params, is_per_head, call: Call):
+    """See `MultiHead`; a fused kernel takes all heads at once."""
+    if self.form != 'fused':
+      return super().mix_heads(head, params, is_per_head, call)
+    q_BTHK, k_BSHK = head.q_TK, head.k_SK
+    if self.rotary:
+      rotate = jax.vmap(jax.vmap(positions.rotate, (1, None), 1))
+      q_BTHK = rotate(q_BTHK, head.position_T)
+      k_BSHK = rotate(k_BSHK, head.position_S)
+    return fused.attend(
+      q_BTHK, k_BSHK, head.v_SV, head.segment_T, head.segment_S,
+      causal=self.causal, is_packed=call.is_packed,
+    )  # fmt: skip
 
   @nn.nowrap
   def mix(self, head: Head, params, call: Call):

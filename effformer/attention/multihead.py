@@ -96,6 +96,16 @@ class MultiHead(Mixer):
     raise NotImplementedError(self.refusal('bidirectional'))
 
   @nn.nowrap
+  def mix_heads(
+    self, head: Head, params: Any, is_per_head: bool, call: Call
+  ) -> Array:
+    """`mix` for all heads of all examples -> o_BTHV; see `heads.lift`."""
+    return heads.lift(
+      lambda head, params: self.mix(self._rotated(head), params, call),
+      head, params, is_per_head, self.mixes_groups,
+    )  # fmt: skip
+
+  @nn.nowrap
   def step(
     self, head: Head, state: State, params: Any, call: Call
   ) -> tuple[Array, State]:
@@ -210,10 +220,7 @@ class MultiHead(Mixer):
     call = Call(is_packed, is_cross, x_BTD.shape[0] * self.num_heads)
     params, is_per_head = self.head_params(context_BSD.shape[1])
     if state is None:
-      o_BTHV = heads.lift(
-        lambda head, params: self.mix(self._rotated(head), params, call),
-        head, params, is_per_head, self.mixes_groups,
-      )  # fmt: skip
+      o_BTHV = self.mix_heads(head, params, is_per_head, call)
     else:
       o_BTHV, state = heads.lift_step(
         lambda head, state, params: self.step(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from tests.attention.definitions import common
 
-SMALL = [{'block': 2}, {'form': 'dense'}]
+SMALL = [{'block': 2}, {'form': 'dense'}, {'form': 'fused'}]
 
 
 @common.by_heads
