@@ -53,6 +53,7 @@ RANGES = {
   'model.dropout': RATE,
   'model.attention_dropout': RATE,
   'model.conv_width': Range(1, also=0, step=2),
+  'model.extra_tokens': COUNT_OR_NONE,
   'data.max_length': COUNT,
   'data.num_threads': COUNT_OR_NONE,
   'data.prefetch': COUNT_OR_NONE,
@@ -277,6 +278,10 @@ def _model() -> ml_collections.ConfigDict:
   model.activation = 'gelu'
   # Taps, odd, of the depthwise convolution before each mixer; 0 = none.
   model.conv_width = 0
+  # Learned tokens before each row, which pass through all layers with it and
+  # are not pooled; 0 = none. Global to bigbird (ETC) and longformer if
+  # mixer.global_tokens is the same number, else tokens like the others.
+  model.extra_tokens = 0
   # Recompute each block in the backward pass: less memory, a third slower.
   model.remat = False
   # Two residual streams, of which the backward pass makes each layer's inputs

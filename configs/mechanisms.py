@@ -5,8 +5,9 @@ from configs.values import COUNT, COUNT_OR_NONE, POSITIVE, SEED, Range
 # One row per mechanism: the settings that matter to an encoder, as
 # `config.mixer.SETTING`, with the defaults of effformer.attention.
 MIXERS = {
-  # `form`: 'chunked' (memory linear in length) or 'dense'; `block`: tokens,
-  # side of a tile of the chunked form, 0 = chosen.
+  # `form`: 'chunked' (memory linear in length), 'dense', or 'fused' (cuDNN's
+  # kernel, for half precision on an NVIDIA GPU); `block`: tokens, side of a
+  # tile of the chunked form, 0 = chosen.
   'full': {'form': 'chunked', 'block': 0},
   'linear': {},
   # `window`: tokens; the distance to a visible token is less. `block`: tokens,
@@ -28,8 +29,9 @@ MIXERS = {
     'block': 0,
   },
   # `num_random`: random blocks that each block sees; `block`: tokens, 0 = 64;
-  # `seed`: of the random blocks.
-  'bigbird': {'num_random': 3, 'block': 0, 'seed': 0},
+  # `seed`: of the random blocks; `global_tokens`: as of longformer, 0 = the
+  # first and the last block.
+  'bigbird': {'num_random': 3, 'block': 0, 'seed': 0, 'global_tokens': 0},
   # `pattern`: 'strided' (same remainder of the index) or 'fixed' (last tokens
   # of each block); `stride`: tokens, that remainder or block; `columns`:
   # tokens, those last ones; `split_heads`: heads see the surroundings and the
@@ -150,7 +152,7 @@ WITHOUT_ROTARY = {
 
 # Allowed values of text settings. One name means the same in all mechanisms.
 MIXER_CHOICES = {
-  'mixer.form': ('dense', 'chunked'),
+  'mixer.form': ('dense', 'chunked', 'fused'),
   'mixer.features': ('positive', 'hyperbolic', 'relu'),
   'mixer.combine': ('concat', 'sum'),
   'mixer.pattern': ('strided', 'fixed'),

@@ -118,6 +118,21 @@ class Tokens:
     start_BT = jax.lax.cummax(jnp.where(first_BT, count_BT, 1), axis=1)
     return cls(segment_BT, jnp.maximum(count_BT - start_BT, 0))
 
+  def behind(self, number: int) -> 'Tokens':
+    """These tokens, each row's behind so many more of the same segment.
+
+    The new ones are real in rows that have real tokens. For one segment a row.
+    """
+    is_empty_B1 = ~self.keep_BT.any(axis=1, keepdims=True)
+    index_BM = jnp.broadcast_to(
+      jnp.arange(number, dtype=jnp.int32)[None],
+      (self.segment_BT.shape[0], number),
+    )
+    new_BM = jnp.where(is_empty_B1, 0, jnp.ones_like(index_BM))
+    segment_BT = jnp.concatenate([new_BM, self.segment_BT], axis=1)
+    position_BT = jnp.concatenate([index_BM, self.position_BT + number], axis=1)
+    return self.replace(segment_BT=segment_BT, position_BT=position_BT)
+
   @property
   def keep_BT(self) -> Array:
     """bool, true where the token is real."""

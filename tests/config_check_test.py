@@ -309,6 +309,8 @@ def test_refuses_and_explains(argument, overrides, named):
     ['mesh.data=2', 'mesh.fsdp=-1'],
     ['model.num_heads=8', 'model.qkv_width=64'],
     ['model.conv_width=0'],
+    # Of use without a mixer that has global tokens, too.
+    ['model.extra_tokens=4'],
     ['train.warmup_steps=0'],
     ['train.warmup_steps=20000'],
     # A short try of a long recipe stays in its warmup.

@@ -33,6 +33,22 @@ def test_positions_restart_with_each_segment_and_skip_padding():
   assert tokens.is_packed
 
 
+def test_tokens_behind_others_move_and_empty_rows_stay_empty():
+  padded = Tokens.from_segments(np.array([[0, 1, 0, 1], [0, 0, 0, 0]]))
+  padded = padded.replace(is_packed=False, step=np.int32(3))
+  tokens = jax.jit(Tokens.behind, static_argnums=1)(padded, 2)
+  np.testing.assert_array_equal(
+    tokens.segment_BT, [[1, 1, 0, 1, 0, 1], [0] * 6]
+  )
+  np.testing.assert_array_equal(tokens.position_BT[:, :2], [[0, 1]] * 2)
+  np.testing.assert_array_equal(
+    tokens.position_BT[:, 2:], padded.position_BT + 2
+  )
+  assert tokens.segment_BT.dtype == tokens.position_BT.dtype == np.int32
+  assert not tokens.is_packed
+  assert tokens.step == 3
+
+
 def test_tokens_made_by_hand_may_be_packed():
   zeros_BT = np.zeros((2, 7), np.int32)
   tokens = Tokens(zeros_BT, zeros_BT)

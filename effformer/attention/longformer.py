@@ -222,11 +222,7 @@ class LongformerAttention(MultiHead):
   @nn.nowrap
   def _slots(self, segment_T, position_T):
     """Where in the row the global tokens stand; T if it has fewer."""
-    position_M = jnp.arange(self.global_tokens)
-    is_it_MT = position_M[:, None] == position_T[None]
-    is_it_MT &= (segment_T > 0)[None]
-    length = segment_T.shape[0]
-    return jnp.where(is_it_MT.any(-1), is_it_MT.argmax(-1), length)
+    return gather.first(segment_T, position_T, self.global_tokens)
 
 
 def _three(rng):

@@ -48,7 +48,9 @@ def _layer_config(config, facts: dict[str, Any], settings: dict[str, Any]):
     'head_width': qkv_width // facts['num_heads'],
     'dropout': model.attention_dropout,
     'rotary': model.position == 'rotary',
-    'max_length': config.data.max_length + (model.pooling == 'cls'),
+    'max_length': (
+      config.data.max_length + (model.pooling == 'cls') + model.extra_tokens
+    ),
   }
   settings |= {name: common[name] for name in common if name in known}
   return encoder.LayerConfig(
@@ -81,4 +83,5 @@ def sequence_classifier(
     dtype=DTYPES[model.dtype],
     remat=model.remat,
     reversible=model.reversible,
+    extra_tokens=model.extra_tokens,
   )

@@ -30,7 +30,9 @@ class Classifier(nn.Module):
     pooling: 'mean' over the row's tokens, or 'cls', the output at a learned
       vector put before the row.
     head_width: hidden width of the head (ReLU), 0 for a linear head.
-    norm_order, dropout, dtype, remat, reversible: see `encoder.Encoder`.
+    norm_order, dropout, dtype, remat, reversible, extra_tokens: see
+      `encoder.Encoder`. Extra tokens stand before the CLS token; they are
+      neither counted in `max_length` nor pooled.
   """
 
   vocabulary_size: int
@@ -46,6 +48,7 @@ class Classifier(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   reversible: bool = False
+  extra_tokens: int = 0
 
   @nn.compact
   def __call__(
@@ -85,6 +88,7 @@ class Classifier(nn.Module):
       dtype=self.dtype,
       remat=self.remat,
       reversible=self.reversible,
+      extra_tokens=self.extra_tokens,
       name='encoder',
     )(x_BTD, tokens=tokens, deterministic=deterministic)
     return self._head(self._pool(y_BTD, tokens))

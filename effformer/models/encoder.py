@@ -21,6 +21,10 @@ from effformer.models import layers, reversible
 # unrolling is faster to run and about as fast to compile.
 SCAN_FROM = 3
 
+# As of the embedding of ids. Not 0: without positions, extra tokens that start
+# alike would stay alike.
+EXTRA_STDDEV = 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerConfig:
@@ -135,6 +139,12 @@ class Encoder(nn.Module):
       alike and of which the mean comes out; see `reversible`. Activation
       memory of one block, whatever the depth. Another function than without,
       for pre-LN only; it has the same parameters.
+    extra_tokens: so many learned vectors, parameters `extra_tokens`, stand
+      before each row that has real tokens, and are left out of what is
+      returned. Mixers with as many `global_tokens` make them the global tokens
+      of BigBird's ETC; to others they are tokens like all. Positions within
+      mixers count them, those added to the row before stay as they were. One
+      segment a row only.
   """
 
   layers: tuple[LayerConfig, ...]
@@ -143,9 +153,14 @@ class Encoder(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   reversible: bool = False
+  extra_tokens: int = 0
 
   def __post_init__(self):
     super().__post_init__()
+    if self.extra_tokens < 0:
+      raise ValueError(
+        f'extra_tokens must be at least 0, got {self.extra_tokens}'
+      )
     if self.reversible and (self.norm_order != 'pre' or self.remat):
       raise ValueError(
         "a reversible encoder needs norm_order 'pre' and no remat; got "
@@ -160,6 +175,8 @@ class Encoder(nn.Module):
     tokens: shapes.Tokens,
     deterministic: bool = True,
   ) -> jax.Array:
+    if self.extra_tokens:
+      x_BTD, tokens = self._with_extra_tokens(x_BTD, tokens)
     names = [
       f'shared_{layer.share}' if layer.share else f'layer_{index}'
       for index, layer in enumerate(self.layers)
@@ -203,9 +220,27 @@ class Encoder(nn.Module):
         apply = jax.checkpoint(apply, static_argnums=0)
       for run in runs:
         x_BTD = _apply_run(apply, run, params, (tokens, key), x_BTD)
+    if self.extra_tokens:
+      x_BTD = x_BTD[:, self.extra_tokens :]
     if self.norm_order == 'pre':
       x_BTD = nn.LayerNorm(dtype=self.dtype, name='norm_out')(x_BTD)
     return x_BTD
+
+  def _with_extra_tokens(self, x_BTD, tokens):
+    if tokens.is_packed:
+      raise NotImplementedError(
+        f'an encoder with extra_tokens={self.extra_tokens} does not support '
+        'packing (tokens.is_packed is True): they would stand before the first '
+        'segment only'
+      )
+    number, width = self.extra_tokens, x_BTD.shape[-1]
+    extra_MD = self.param(
+      'extra_tokens', nn.initializers.normal(EXTRA_STDDEV), (number, width)
+    )
+    extra_BMD = jnp.broadcast_to(
+      extra_MD.astype(x_BTD.dtype)[None], (x_BTD.shape[0], number, width)
+    )
+    return jnp.concatenate([extra_BMD, x_BTD], axis=1), tokens.behind(number)
 
   def _block_params(self, name, block, x_BTD, tokens):
     if self.is_initializing():

@@ -17,7 +17,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 # Tables that are looked up, not multiplied: decay pulls rare rows to zero.
 # Biases of projections to heads have two axes too.
-NOT_DECAYED = ('embedding', 'positions', 'cls', 'bias')
+NOT_DECAYED = ('embedding', 'positions', 'cls', 'extra_tokens', 'bias')
 
 
 def learning_rate(train: ml_collections.ConfigDict) -> Schedule:

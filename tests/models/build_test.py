@@ -120,9 +120,17 @@ def test_share_groups():
   assert names == {'shared_outer', 'layer_1', 'norm_out'}
 
 
-@pytest.mark.parametrize(('pooling', 'expected'), [('mean', 16), ('cls', 17)])
-def test_linformer_is_told_the_length(pooling, expected):
-  config = make_config('linformer', mixer__rank=4, model__pooling=pooling)
+@pytest.mark.parametrize(
+  ('pooling', 'extra', 'expected'),
+  [('mean', 0, 16), ('cls', 0, 17), ('cls', 3, 20)],
+)
+def test_linformer_is_told_the_length(pooling, extra, expected):
+  config = make_config(
+    'linformer',
+    mixer__rank=4,
+    model__pooling=pooling,
+    model__extra_tokens=extra,
+  )
   for layer in build.layer_configs(config):
     assert settings_of(layer)['max_length'] == expected
 
@@ -145,6 +153,7 @@ def test_the_classifier_has_the_facts_of_the_config():
     model__dtype='bfloat16',
     model__remat=True,
     model__mlp_chunk=4,
+    model__extra_tokens=3,
   )
   model = build.sequence_classifier(config, 257, 5)
   assert (model.vocabulary_size, model.num_classes) == (257, 5)
@@ -154,6 +163,7 @@ def test_the_classifier_has_the_facts_of_the_config():
   assert model.dtype == jnp.bfloat16
   assert model.remat is True
   assert model.reversible is False
+  assert model.extra_tokens == 3
   assert {layer.mlp_chunk for layer in model.layers} == {4}
   assert model.layers == build.layer_configs(config)
 
@@ -182,6 +192,7 @@ def mixer_by_hand(config):
   """Parameters of one mixer."""
   model, mixer = config.model, config.mixer
   length = config.data.max_length + (model.pooling == 'cls')
+  length += model.extra_tokens
   qkv_width, heads = model.qkv_width or model.width, model.num_heads
   square, head_width = model.width * qkv_width, qkv_width // heads
   if mixer.name in (
@@ -230,7 +241,7 @@ def count_by_hand(config, vocabulary_size, num_classes):
   block = mixer_by_hand(config) + model.conv_width * width + 2 * 2 * width
   block += model.mlp_width * (2 * width + 1) + width
   total = vocabulary_size * width + model.num_layers * block
-  total += width * is_cls
+  total += width * (is_cls + model.extra_tokens)
   total += (length + is_cls) * width * (model.position == 'learned')
   total += 2 * width * (model.norm_order == 'pre')
   if model.head_width:
@@ -242,15 +253,24 @@ def count(shapes):
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
-@pytest.mark.parametrize('file', [lra_text, lra_listops])
+@pytest.mark.parametrize(
+  'file', [lra_text, pytest.param(lra_listops, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+  'preset',
+  [
+    pytest.param(preset, marks=() if preset == 'modern' else pytest.mark.slow)
+    for preset in common.PRESETS
+  ],
+)
 @pytest.mark.parametrize('mechanism', attention.TABLE)
-def test_every_config_builds_at_the_size_computed_by_hand(file, mechanism):
+def test_every_config_builds_at_the_size_computed_by_hand(
+  file, preset, mechanism
+):
   sizes = (257, 2) if file is lra_text else (16, 10)
-  for preset in common.PRESETS:
-    argument = f'{mechanism},preset={preset},quick'
-    config = file.get_config(argument)
-    shapes = shapes_of(config, *sizes)
-    assert count(shapes) == count_by_hand(config, *sizes), argument
+  config = file.get_config(f'{mechanism},preset={preset},quick')
+  shapes = shapes_of(config, *sizes)
+  assert count(shapes) == count_by_hand(config, *sizes)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +281,8 @@ def test_every_config_builds_at_the_size_computed_by_hand(file, mechanism):
     {'model__qkv_width': 6, 'model__conv_width': 5},
     {'mechanism': 'linformer', 'mixer__rank': 4, 'mixer__sharing': 'none'},
     {'mechanism': 'linformer', 'mixer__rank': 4, 'mixer__sharing': 'headwise'},
+    {'model__extra_tokens': 3, 'model__position': 'learned'},
+    {'mechanism': 'linformer', 'mixer__rank': 4, 'model__extra_tokens': 3},
   ],
   ids=lambda keys: '-'.join(map(str, keys.values())),
 )

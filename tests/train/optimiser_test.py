@@ -181,6 +181,7 @@ def test_clipping_keeps_the_direction_and_bounds_the_norm():
 def test_matrices_are_what_multiplies_in_a_whole_model():
   config = tiny_config(
     model__pooling='cls',
+    model__extra_tokens=2,
     model__position='learned',
     model__conv_width=3,
     model__head_width=6,
@@ -200,7 +201,9 @@ def test_matrices_are_what_multiplies_in_a_whole_model():
   }
   assert {name for name, is_decayed in mask.items() if is_decayed} == expected
   kept = {name[-1] for name in mask.keys() - expected}
-  assert kept == {'embedding', 'positions', 'cls', 'bias', 'scale'}
+  assert kept == {
+    *('embedding', 'positions', 'cls', 'extra_tokens', 'bias', 'scale')
+  }
 
 
 def test_biases_of_heads_are_not_matrices():

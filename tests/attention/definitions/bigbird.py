@@ -11,6 +11,7 @@ from tests.attention.definitions import common
 SMALL = [
   {'block': 1, 'num_random': 1},
   {'block': 2, 'num_random': 2, 'seed': 3},
+  {'block': 1, 'num_random': 1, 'global_tokens': 2},
 ]
 
 
@@ -22,12 +23,13 @@ def random_numbers(seed, head, block, count):
     return [int(number) for number in bits]
 
 
-def sees(seed, head, block, last, count):
-  """The set of blocks that a block sees."""
-  if block in (0, last):
-    return set(range(last + 1))
-  sure = {0, last, block - 1, block, block + 1}
-  rest = sorted(set(range(last + 1)) - sure)
+def sees(seed, head, block, last, count, ends):
+  """The set of blocks that a block sees; `ends` are global."""
+  everything = set(range(last + 1))
+  if block in ends:
+    return everything
+  sure = everything & {block - 1, block, block + 1, *ends}
+  rest = sorted(everything - sure)
   numbers = random_numbers(seed, head, block, count)
   drawn = set()
   # Floyd's way of drawing without repetition.
@@ -44,17 +46,21 @@ def sees(seed, head, block, last, count):
 def definition(case, params, q, k, v, tokens):
   size, count = case.settings['block'], case.settings['num_random']
   seed = case.settings.get('seed', 0)
+  num_global = case.settings.get('global_tokens', 0)
   segment_BT = np.asarray(tokens.segment_BT)
   length, num_heads = segment_BT.shape[1], q.shape[2]
-  count = min(count, -(-length // size))
+  count = min(count, -(-(length - num_global) // size))
   keep_BHTT = np.zeros((len(segment_BT), num_heads, length, length), bool)
   for b, segment_T in enumerate(segment_BT):
-    last = np.flatnonzero(segment_T).max(initial=0) // size
+    last = (np.flatnonzero(segment_T).max(initial=0) - num_global) // size
+    ends = () if num_global else (0, last)
     for h in range(num_heads):
       for i in np.flatnonzero(segment_T):
-        seen = sees(seed, h, i // size, last, count)
+        own, is_global = (i - num_global) // size, i < num_global
+        seen = () if is_global else sees(seed, h, own, last, count, ends)
         for j in np.flatnonzero(segment_T):
-          keep_BHTT[b, h, i, j] = j // size in seen
+          is_seen = (j - num_global) // size in seen
+          keep_BHTT[b, h, i, j] = is_global or j < num_global or is_seen
   logits = common.scaled_logits(case, params, q, k, tokens)
   weights = jnp.where(keep_BHTT, jnp.exp(logits), 0.0)
   total = weights.sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""BigBird: its limits, its last block, its random blocks."""
+"""BigBird: its limits, what is global in both forms, its random blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import pytest
 from effformer import attention
 from effformer.attention import bigbird
 from effformer.shapes import Tokens
+from tests.attention import cost_test
 from tests.attention.cases import (
   B,
   Case,
@@ -37,10 +38,12 @@ def rows_of(plan_NJ):
   return [set(row) for row in rows]
 
 
-def plans(last, num_blocks, num_random, seed=0, num_heads=1):
+def plans(last, num_blocks, num_random, seed=0, num_heads=1, with_ends=True):
   """Sets of blocks, [H][N]."""
   bits_HNM = bigbird.random_bits(seed, num_heads, num_blocks, num_random)
-  plans_HNJ = jax.vmap(bigbird.plan, (0, None))(bits_HNM, jnp.int32(last))
+  plans_HNJ = jax.vmap(bigbird.plan, (0, None, None))(
+    bits_HNM, jnp.int32(last), with_ends
+  )
   return [rows_of(np.asarray(plan_NJ)) for plan_NJ in plans_HNJ]
 
 
@@ -53,6 +56,13 @@ def plans(last, num_blocks, num_random, seed=0, num_heads=1):
     {'block': 2, 'num_random': 3},
     {'block': 8, 'num_random': 1},
     {'num_random': 3},
+    # The ends of three blocks do not see each other but by drawing.
+    {'block': 2, 'num_random': 1, 'global_tokens': 1},
+    {'block': 1, 'num_random': T, 'global_tokens': 2},
+    {'block': 3, 'num_random': 0, 'global_tokens': 1},
+    {'num_random': 3, 'global_tokens': 2},
+    {'block': 1, 'num_random': 0, 'global_tokens': T},
+    {'block': 1, 'num_random': 1, 'global_tokens': T + 2},
   ],
   ids=str,
 )
@@ -65,24 +75,82 @@ def test_all_blocks_are_full(settings):
   assert_close(y_BTD[KEEP_BT], expected_BTD[KEEP_BT])
 
 
-@pytest.mark.parametrize('token', range(T))
-def test_token_sees_window_and_ends(token):
-  # Blocks of one token, the last of which is 5.
+def seen_by(case, token):
+  """Tokens whose content changes the output of `token`; the last is 5."""
   x_BTD = np.repeat(normal(1, T, D), T, axis=0)
   for t in range(T):
     x_BTD[t, t] += 1.0
-  case, tokens = (
-    sparse(block=1, num_random=0),
-    Tokens.from_lengths(np.full(T, 6), T),
-  )
-  y_BTD = run(case, x_BTD, tokens)
+  y_BTD = run(case, x_BTD, Tokens.from_lengths(np.full(T, 6), T))
   # No token sees the padding, so this is the row as it was.
   y_BD, before_D = y_BTD[:, token], y_BTD[6, token]
-  seen = {t for t in range(6) if np.abs(y_BD[t] - before_D).max() > 1e-6}
+  return {t for t in range(6) if np.abs(y_BD[t] - before_D).max() > 1e-6}
+
+
+@pytest.mark.parametrize('token', range(6))
+def test_token_sees_window_and_ends(token):
+  seen = seen_by(sparse(block=1, num_random=0), token)
   if token in (0, 5):
     assert seen == set(range(6))
-  elif token < 5:
+  else:
     assert seen == {0, 5, token - 1, token, token + 1}
+
+
+@pytest.mark.parametrize('token', range(6))
+def test_token_sees_window_and_global_tokens(token):
+  seen = seen_by(sparse(block=1, num_random=0, global_tokens=2), token)
+  if token < 2:
+    assert seen == set(range(6))
+  else:
+    assert seen == {0, 1, *{token - 1, token, token + 1} - {6}}
+
+
+def test_blocks_start_behind_the_global_tokens():
+  # The blocks are {1, 2}, {3, 4} and {5}.
+  wide = sparse(block=2, num_random=0, global_tokens=1)
+  assert seen_by(wide, 2) == {0, 1, 2, 3, 4}
+  assert seen_by(wide, 5) == {0, 3, 4, 5}
+
+
+def test_first_real_tokens_are_global_wherever_they_stand():
+  case = sparse(block=1, num_random=0, global_tokens=2)
+  x_BTD, y_BTD = normal(1, T, D), np.zeros((1, T, D), 'f4')
+  y_BTD[:, 2:] = x_BTD[:, : T - 2]
+  right = Tokens.from_lengths(np.array([T - 2]), T)
+  left = Tokens.from_segments(np.array([[0] * 2 + [1] * (T - 2)]))
+  left = left.replace(is_packed=False)
+  assert_close(
+    run(case, y_BTD, left)[:, 2:], run(case, x_BTD, right)[:, : T - 2]
+  )
+
+
+def test_random_blocks_beside_global_tokens():
+  (plan,) = plans(last=9, num_blocks=12, num_random=3, with_ends=False)
+  for block in range(10):
+    sure = {block - 1, block, block + 1} & set(range(10))
+    assert sure <= plan[block] <= set(range(10))
+    assert len(plan[block]) == len(sure) + 3
+  assert [plan[block] for block in (10, 11)] == [set()] * 2
+  num_heads = 2000
+  drawn = plans(9, 10, 1, num_heads=num_heads, with_ends=False)
+  for block, others in ((0, range(2, 10)), (4, (0, 1, 2, 6, 7, 8, 9))):
+    sure, share = {block - 1, block, block + 1}, 1 / len(others)
+    counts = np.bincount([min(p[block] - sure) for p in drawn], minlength=10)
+    error = (num_heads * share * (1 - share)) ** 0.5
+    assert np.abs(counts[[*others]] - share * num_heads).max() < 4 * error
+
+
+def test_operations_are_linear_with_global_tokens():
+  assert (
+    cost_test.time_exponent('bigbird', False, num_heads=2, global_tokens=4)
+    <= cost_test.LARGEST_EXPONENT
+  )
+
+
+@pytest.mark.optimised
+def test_memory_is_linear_with_global_tokens():
+  settings = {'num_heads': 2, 'global_tokens': 4}
+  exponent = cost_test.memory_exponent('bigbird', False, **settings)
+  assert exponent <= cost_test.LARGEST_EXPONENT
 
 
 def test_random_blocks_are_further_blocks_and_each_once():
@@ -120,18 +188,27 @@ def test_random_blocks_depend_on_head_and_seed_and_not_on_padding():
   assert padded[:31] == first
 
 
-def test_training_sees_the_blocks_of_evaluation():
-  # So little dropout drops nothing.
-  case = sparse(block=1, num_random=1, dropout=1e-9)
+@pytest.mark.parametrize('global_tokens', [0, 2])
+def test_dropout_is_of_all_weights_and_of_no_blocks(global_tokens):
+  case = sparse(block=1, num_random=1, global_tokens=global_tokens)
   x_BTD = normal(B, T, D)
-  y_BTD = module_of(case).apply(
-    variables_of(case), x_BTD, tokens=ROWS, deterministic=False,
-    rngs={'dropout': jax.random.key(1)},
-  )  # fmt: skip
-  assert_close(y_BTD[KEEP_BT], run(case, x_BTD, ROWS)[KEEP_BT])
+
+  def train(dropout):
+    dropping = module_of(case.having(dropout=dropout))
+    y_BTD = dropping.apply(
+      variables_of(case), x_BTD, tokens=ROWS, deterministic=False,
+      rngs={'dropout': jax.random.key(1)},
+    )  # fmt: skip
+    return y_BTD[KEEP_BT]
+
+  # So little dropout drops nothing, so much drops everything.
+  assert_close(train(1e-9), run(case, x_BTD, ROWS)[KEEP_BT])
+  np.testing.assert_array_equal(train(1 - 1e-9), 0.0)
 
 
-@pytest.mark.parametrize('setting', ['num_random', 'block', 'seed'])
+@pytest.mark.parametrize(
+  'setting', ['num_random', 'block', 'seed', 'global_tokens']
+)
 def test_wrong_value_is_refused(setting):
   with pytest.raises(ValueError, match=f'{setting}.*0.*-1'):
     attention.build('bigbird', **{setting: -1})
