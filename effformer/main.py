@@ -130,12 +130,14 @@ def _run(argv, values, stop) -> None:
       f'{_PROGRAM} --config=configs/lra_text.py:linear,quick'
     )
   config, overridden = config_lib.load(values.config, overrides)
+  # A signal that breaks off the start of an extension module may abort the
+  # process when somebody imports it again.
+  with stop.loop():
+    import jax
+
+    from effformer.train import screen, session
+
   _set_up_jax(values, stop)
-
-  import jax
-
-  from effformer.train import screen, session
-
   console = screen.Screen(quiet=jax.process_index() != 0)
   console.say(*config_lib.explain(config, overridden))
   if values.mode == 'dry_run':

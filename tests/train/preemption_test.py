@@ -30,6 +30,9 @@ def loop(stop):
       if step == 3:
         assert not stop.requested
         send()
+        # With other threads about, a signal need not be at home at once.
+        while not stop.requested:
+          time.sleep(0.001)
       if stop.agree(step):
         print('saved', step)
         break
