@@ -12,6 +12,8 @@ and the medians reported: CPU seconds of one thread on a CPU (--threads=1 binds
 the process to one core), wall seconds on anything else.
 
   flops     counted from the jaxpr, times the length of scans (effformer.cost)
+  xla_flops, xla_mib: operations and bytes accessed as XLA's cost analysis has
+            them, which counts the body of a loop once, whatever its length
   temp_mib  temporary memory of the compiled program; XLA:CPU does not see that
             of a softmax(q k^T) v forward, the gradient is right
   exponent  slope of log(time) over log(T), of the longer half of the lengths
@@ -20,12 +22,14 @@ the process to one core), wall seconds on anything else.
 Streaming: one token after a prefix of T tokens; milliseconds and bytes of
 state. Lengths that would need more than --max-gib of temporary memory are left
 out. --peers times PyTorch packages on the same shapes, in turn with ours; the
-ratio is ours / theirs, below 1 ours is faster (experiments/peers.py).
+ratio is ours / theirs, below 1 ours is faster (experiments/peers.py); and a
+training step of a small encoder and of one of LRA's width.
 """
 
 import argparse
 import functools
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -35,6 +39,11 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WIDTH, HEADS = 256, 4
 PASSES = ('forward', 'gradient')
+# What the stream of single tokens has no counts of.
+COUNTED = (
+  *('flops', 'product_flops', 'xla_flops', 'xla_mib', 'temp_mib'),
+  'parameters',
+)
 LENGTHS = '512,1024,2048,4096,8192,16384'
 
 
@@ -124,6 +133,7 @@ def compile_layer(
     function = jax.grad(loss, argnums=(0, 1))
   counted = cost.count(function, variables, x_BTD)
   compiled = jax.jit(function).lower(variables, x_BTD).compile()
+  analysis = compiled.cost_analysis() or {}
   temp = compiled.memory_analysis().temp_size_in_bytes
   if temp > options.max_gib * 2**30:
     return None
@@ -134,6 +144,8 @@ def compile_layer(
     'batch': options.batch,
     'flops': f'{counted.total:.4g}',
     'product_flops': f'{counted.products:.4g}',
+    'xla_flops': f'{analysis.get("flops", math.nan):.4g}',
+    'xla_mib': f'{analysis.get("bytes accessed", math.nan) / 2**20:.4g}',
     'temp_mib': round(temp / 2**20, 2),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
   }
@@ -183,10 +195,7 @@ def compile_stream(row, name, settings, length, options) -> Program | None:
     'pass': 'token',
     'length': length,
     'batch': options.batch,
-    'flops': '',
-    'product_flops': '',
-    'temp_mib': '',
-    'parameters': '',
+    **dict.fromkeys(COUNTED, ''),
     'state_bytes': size,
   }
   return Program(

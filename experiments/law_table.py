@@ -1,11 +1,14 @@
 """docs/laws.md: which law was tested how often on which mechanism.
 
   python -m experiments.law_table
+  python -m experiments.law_table --reports=fast.xml,slow.xml
 
-Runs tests/attention and tests/golden, and counts the tests that passed; a
-failure or an error ends the script with exit code 1 and leaves the file alone.
+Runs tests/attention and tests/golden, the slow tests too, and counts those that
+passed; or counts what `pytest --junitxml` wrote before. A failure or an error
+ends the script with exit code 1 and leaves the file alone.
 """
 
+import argparse
 import collections
 import pathlib
 import re
@@ -59,17 +62,20 @@ golden: equal to a public implementation.
 """
 
 
-def cases(path: pathlib.Path):
+def cases(paths: list[pathlib.Path]):
   """(file, test function, words of the parameters) of what passed."""
-  for case in ET.parse(path).getroot().iter('testcase'):
-    if case.find('skipped') is None:
-      name, _, rest = case.get('name').partition('[')
-      yield case.get('classname'), name, re.split(r'[^\w]+', rest)
+  for path in paths:
+    for case in ET.parse(path).getroot().iter('testcase'):
+      if any(case.find(word) is not None for word in ('failure', 'error')):
+        raise SystemExit(f'{path}: {case.get("name")} failed')
+      if case.find('skipped') is None:
+        name, _, rest = case.get('name').partition('[')
+        yield case.get('classname'), name, re.split(r'[^\w]+', rest)
 
 
-def counted(path: pathlib.Path) -> dict[str, collections.Counter]:
+def counted(paths: list[pathlib.Path]) -> dict[str, collections.Counter]:
   result = {name: collections.Counter() for name in attention.TABLE}
-  for where, test, words in cases(path):
+  for where, test, words in cases(paths):
     room, _, file = where.rpartition('.')
     if file == 'golden_test':
       column = GOLDEN
@@ -83,16 +89,32 @@ def counted(path: pathlib.Path) -> dict[str, collections.Counter]:
   return result
 
 
-def main() -> int:
-  with tempfile.TemporaryDirectory() as folder:
-    report = pathlib.Path(folder) / 'report.xml'
-    code = subprocess.run(
-      [sys.executable, '-m', 'pytest', *SUITES, f'--junitxml={report}'],
+def run_tests(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The reports of the plain tests, and of those that need optimisation."""
+  reports = []
+  for name, words in {
+    'plain': ['-m', 'not optimised'],
+    'optimised': ['-m', 'optimised', '--optimised'],
+  }.items():
+    reports.append(folder / f'{name}.xml')
+    subprocess.run(
+      [sys.executable, '-m', 'pytest', *SUITES, *words,
+       f'--junitxml={reports[-1]}'],
       cwd=ROOT,
-    ).returncode
-    if code:
-      return 1
-    counts = counted(report)
+    )  # fmt: skip
+  return reports
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--reports', help='files of pytest, by commas')
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory() as folder:
+    if options.reports:
+      reports = [pathlib.Path(path) for path in options.reports.split(',')]
+    else:
+      reports = run_tests(pathlib.Path(folder))
+    counts = counted(reports)
   columns = [*dict.fromkeys(LAWS.values()), OWN, GOLDEN]
   lines = [
     '| mechanism | ' + ' | '.join(columns) + ' |',

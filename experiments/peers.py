@@ -1,282 +1,22 @@
-"""The PyTorch packages that a layer is timed beside.
+"""Our layers and training steps in turn with those of PyTorch packages.
 
 Needs torch, transformers, linformer, performer-pytorch, reformer-pytorch,
 nystrom-attention and local-attention in the environment of effformer; what is
-not installed is left out, by name. Settings are the same on both sides: heads,
-widths, ranks, windows, features, hashes. Differences that remain are said in
-`Peer.note`.
+not installed is left out, by name. Each row is one pair: samples taken in turn,
+the median of their ratios (ours / theirs), the lowest and the highest.
+
+`share_of_matrix_rate` is the rate of our product operations over that of a
+product of two 1024 x 1024 matrices in the same rounds. Causal exact attention
+has none: what it skips is decided as it runs, so its operations are unknown.
 """
 
-import dataclasses
-import functools
-import importlib.util
 import json
 import statistics
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
-WIDTH, HEADS = 256, 4
-HEAD_WIDTH = WIDTH // HEADS
-WINDOW = 64
+from experiments import peer_layers, peer_steps
 
-
-@dataclasses.dataclass(frozen=True)
-class Peer:
-  """One package, and what of ours stands beside it.
-
-  Attributes:
-    name: of the row.
-    package: to import.
-    mechanism: ours.
-    settings: of ours.
-    make: length -> a module of torch that maps [B, T, D] to [B, T, D].
-    note: what is not the same on both sides.
-  """
-
-  name: str
-  package: str
-  mechanism: str
-  settings: dict[str, Any]
-  make: Callable[[int], Any]
-  note: str = ''
-
-  def missing(self) -> str:
-    """The package that is not there, or ''."""
-    for package in ('torch', self.package):
-      if importlib.util.find_spec(package) is None:
-        return package
-    return ''
-
-
-def _projected(inner):
-  """A torch layer of four projections around `inner(q, k, v)`, [B, H, T, K]."""
-  import torch
-
-  class Layer(torch.nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.qkv = torch.nn.Linear(WIDTH, 3 * WIDTH, bias=False)
-      self.out = torch.nn.Linear(WIDTH, WIDTH, bias=False)
-
-    def forward(self, x_BTD):
-      batch, length, _ = x_BTD.shape
-      parts = self.qkv(x_BTD).view(batch, length, 3, HEADS, HEAD_WIDTH)
-      q, k, v = parts.permute(2, 0, 3, 1, 4)
-      o = inner(q, k, v).transpose(1, 2).reshape(batch, length, WIDTH)
-      return self.out(o)
-
-  return Layer()
-
-
-def _fused(is_causal):
-  def make(length):
-    from torch.nn import functional
-
-    return _projected(
-      lambda q, k, v: functional.scaled_dot_product_attention(
-        q, k, v, is_causal=is_causal
-      )
-    )
-
-  return make
-
-
-def _linformer(length):
-  import linformer
-
-  return linformer.LinformerSelfAttention(
-    WIDTH, length, k=64, heads=HEADS, dim_head=HEAD_WIDTH, share_kv=True
-  )
-
-
-def _performer(is_causal):
-  def make(length):
-    import performer_pytorch
-
-    return performer_pytorch.SelfAttention(
-      WIDTH, causal=is_causal, heads=HEADS, dim_head=HEAD_WIDTH,
-      nb_features=256,
-    ).eval()  # fmt: skip
-
-  return make
-
-
-def _nystromformer(length):
-  import nystrom_attention
-
-  return nystrom_attention.NystromAttention(
-    WIDTH, dim_head=HEAD_WIDTH, heads=HEADS, num_landmarks=64
-  )
-
-
-def _local(is_causal):
-  def make(length):
-    import local_attention
-
-    return local_attention.LocalMHA(
-      dim=WIDTH, window_size=WINDOW, dim_head=HEAD_WIDTH, heads=HEADS,
-      causal=is_causal, use_rotary_pos_emb=False,
-    )  # fmt: skip
-
-  return make
-
-
-def _reformer(length):
-  import reformer_pytorch
-
-  return reformer_pytorch.LSHSelfAttention(
-    WIDTH, heads=HEADS, bucket_size=64, n_hashes=2, dim_head=HEAD_WIDTH
-  )
-
-
-def _first_output(module, call):
-  import torch
-
-  class First(torch.nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.inner = module
-
-    def forward(self, x_BTD):
-      return call(self.inner, x_BTD)[0]
-
-  return First()
-
-
-def _longformer(length):
-  import torch
-  from transformers import LongformerConfig
-  from transformers.models.longformer import modeling_longformer
-
-  config = LongformerConfig(
-    hidden_size=WIDTH, num_attention_heads=HEADS, num_hidden_layers=1,
-    attention_window=[128], attention_probs_dropout_prob=0.0,
-  )  # fmt: skip
-  module = modeling_longformer.LongformerSelfAttention(config, 0)
-  mask_BT = torch.zeros(1, length)
-  none_BT = torch.zeros(1, length, dtype=torch.bool)
-  return _first_output(
-    module,
-    lambda inner, x_BTD: inner(
-      x_BTD,
-      attention_mask=mask_BT.expand(x_BTD.shape[0], -1),
-      is_index_masked=none_BT.expand(x_BTD.shape[0], -1),
-      is_index_global_attn=none_BT.expand(x_BTD.shape[0], -1),
-      is_global_attn=False,
-    ),
-  )
-
-
-def _fnet(length):
-  from transformers import FNetConfig
-  from transformers.models.fnet import modeling_fnet
-
-  config = FNetConfig(hidden_size=WIDTH, tpu_short_seq_length=length)
-  module = modeling_fnet.FNetBasicFourierTransform(config)
-  return _first_output(module, lambda inner, x_BTD: inner(x_BTD))
-
-
-PEERS = (
-  Peer('sdpa', 'torch', 'full', {}, _fused(False)),
-  Peer('sdpa causal', 'torch', 'full', {'causal': True}, _fused(True)),
-  Peer(
-    'linformer', 'linformer', 'linformer', {'rank': 64}, _linformer,
-    'the package has a bias in its output',
-  ),
-  Peer(
-    'performer', 'performer_pytorch', 'performer', {'num_features': 256},
-    _performer(False), 'the package has a bias in its output',
-  ),
-  Peer(
-    'performer causal', 'performer_pytorch', 'performer',
-    {'num_features': 256, 'causal': True}, _performer(True),
-    'the fallback of the package without its CUDA kernel',
-  ),
-  Peer(
-    'nystrom', 'nystrom_attention', 'nystromformer', {'rank': 64},
-    _nystromformer,
-  ),
-  Peer(
-    'local', 'local_attention', 'local', {'window': WINDOW}, _local(False),
-    'the package has blocks of the window and their neighbours, ours a band',
-  ),
-  Peer(
-    'local causal', 'local_attention', 'local',
-    {'window': WINDOW, 'causal': True}, _local(True),
-    'the package has blocks of the window and their neighbours, ours a band',
-  ),
-  Peer(
-    'lsh', 'reformer_pytorch', 'reformer', {'num_hashes': 2}, _reformer,
-    'buckets: the package takes length / 64',
-  ),
-  Peer(
-    'longformer', 'transformers', 'longformer',
-    {'attention_window': 128, 'global_tokens': 0}, _longformer,
-    'the package has no output projection',
-  ),
-  Peer('fnet', 'transformers', 'fnet', {}, _fnet),
-)  # fmt: skip
-
-
-def _torch_calls(peer: Peer, x_BTD) -> dict[str, Callable[[], Any]]:
-  """pass -> a call of the package's layer."""
-  import torch
-
-  module = peer.make(x_BTD.shape[1])
-  x = torch.tensor(x_BTD)
-  with_gradient = x.clone().requires_grad_()
-
-  def forward():
-    with torch.no_grad():
-      return module(x)
-
-  def gradient():
-    module.zero_grad(set_to_none=True)
-    with_gradient.grad = None
-    (module(with_gradient) * x).sum().backward()
-
-  return {'forward': forward, 'gradient': gradient}
-
-
-def _our_calls(peer: Peer, x_BTD) -> dict[str, Callable[[], Any]]:
-  """pass -> a call of our layer, compiled."""
-  import jax
-  import numpy as np
-
-  from effformer import attention
-  from effformer.shapes import Tokens
-
-  known = attention.settings(peer.mechanism)
-  shared = {'num_heads': HEADS, 'head_width': HEAD_WIDTH}
-  settings = {k: v for k, v in shared.items() if k in known} | peer.settings
-  if 'max_length' in known:
-    settings['max_length'] = x_BTD.shape[1]
-  module = attention.build(peer.mechanism, **settings)
-  tokens = Tokens.from_lengths(
-    np.full(x_BTD.shape[0], x_BTD.shape[1]), x_BTD.shape[1]
-  )
-  x = jax.numpy.asarray(x_BTD)
-  init = jax.jit(functools.partial(module.init, tokens=tokens))
-  variables = init(jax.random.key(0), x)
-
-  def forward(variables, x_BTD):
-    return module.apply(variables, x_BTD, tokens=tokens)
-
-  def loss(variables, x_BTD):
-    return (forward(variables, x_BTD) * x_BTD).sum()
-
-  gradient = jax.grad(loss, argnums=(0, 1))
-  calls = {}
-  for name, function in (('forward', forward), ('gradient', gradient)):
-    compiled = jax.jit(function).lower(variables, x).compile()
-    calls[name] = functools.partial(_blocking, compiled, variables, x)
-  return calls
-
-
-def _blocking(compiled, *inputs):
-  import jax
-
-  return jax.block_until_ready(compiled(*inputs))
+MATRIX = 1024
 
 
 def _seconds(call, clock, repeats: int) -> float:
@@ -286,66 +26,112 @@ def _seconds(call, clock, repeats: int) -> float:
   return (clock() - start) / repeats
 
 
-def compare(peer: Peer, length: int, options, clock) -> list[dict]:
-  """Rows of one peer at one length: samples in turn, median of their ratios."""
+def _matrix_product():
+  """A call of 2 MATRIX^3 operations."""
+  import jax
+
+  x = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
+  product = jax.jit(lambda x: x @ x)
+  return lambda: jax.block_until_ready(product(x))
+
+
+def in_turn(ours, theirs, products, options, clock) -> dict:
+  """The measured half of a row."""
+  sides = (ours, theirs, _matrix_product())
+  for call in sides:
+    call()
+  longest = max(_seconds(call, clock, 1) for call in sides[:2])
+  repeats = max(1, min(50, int(0.05 / max(longest, 1e-5))))
+  samples = [
+    tuple(_seconds(call, clock, repeats) for call in sides)
+    for _ in range(options.rounds)
+  ]
+  our, their, matrix = map(statistics.median, zip(*samples, strict=True))
+  ratios = [a / b for a, b, _ in samples]
+  share = ''
+  if products:
+    share = round(products / our / (2 * MATRIX**3 / matrix), 3)
+  return {
+    'ours_ms': round(1e3 * our, 4),
+    'peer_ms': round(1e3 * their, 4),
+    'ratio': round(statistics.median(ratios), 3),
+    'ratio_low': round(min(ratios), 3),
+    'ratio_high': round(max(ratios), 3),
+    'rounds': options.rounds,
+    'share_of_matrix_rate': share,
+  }
+
+
+def of_layer(peer, length: int, options, clock) -> Iterator[dict]:
+  """Rows of one peer at one length."""
   import numpy as np
 
-  shape = (options.batch, length, WIDTH)
+  shape = (options.batch, length, peer_layers.WIDTH)
   x_BTD = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-  ours, theirs = _our_calls(peer, x_BTD), _torch_calls(peer, x_BTD)
-  rows = []
-  for name in ours:
-    sides = (ours[name], theirs[name])
-    for call in sides:
-      call()
-    longest = max(_seconds(call, clock, 1) for call in sides)
-    repeats = max(1, min(50, int(0.05 / max(longest, 1e-5))))
-    pairs = [
-      tuple(_seconds(call, clock, repeats) for call in sides)
-      for _ in range(options.rounds)
-    ]
-    ratios = [a / b for a, b in pairs]
-    rows.append(
-      {
-        'peer': peer.name,
-        'package': peer.package,
-        'mechanism': peer.mechanism,
-        'pass': name,
-        'length': length,
-        'batch': options.batch,
-        'ours_ms': round(1e3 * statistics.median(a for a, _ in pairs), 4),
-        'peer_ms': round(1e3 * statistics.median(b for _, b in pairs), 4),
-        'ratio': round(statistics.median(ratios), 3),
-        'ratio_low': round(min(ratios), 3),
-        'ratio_high': round(max(ratios), 3),
-        'note': peer.note,
-      }
-    )
-  return rows
+  ours = peer_layers.our_calls(peer, x_BTD)
+  theirs = peer_layers.torch_calls(peer, x_BTD)
+  for name, (call, products) in ours.items():
+    if peer.name == 'sdpa causal':
+      products = None
+    yield {
+      'peer': peer.name,
+      'package': peer.package,
+      'mechanism': peer.mechanism,
+      'pass': name,
+      'length': length,
+      'batch': options.batch,
+      **in_turn(call, theirs[name], products, options, clock),
+      'note': peer.note,
+    }
 
 
-def run(options, clock) -> list[dict]:
-  """Rows of all peers that are installed, at all lengths."""
+def of_step(size, options, clock) -> Iterator[dict]:
+  """The row of one size of encoder."""
+  ours, theirs = peer_steps.our_step(size), peer_steps.torch_step(size)
+  yield {
+    'peer': f'encoder {size.name}',
+    'package': 'torch',
+    'mechanism': 'full',
+    'pass': 'step',
+    'length': peer_steps.LENGTH,
+    'batch': peer_steps.BATCH,
+    **in_turn(ours, theirs, None, options, clock),
+    'note': f'{size.layers} layers of {size.width}, AdamW, no dropout',
+  }
+
+
+def _wanted(options, mechanism) -> bool:
+  return options.mechanisms == 'all' or (
+    mechanism in options.mechanisms.split(',')
+  )
+
+
+def run(options, clock) -> Iterator[dict]:
+  """Rows of all peers that are installed, at all lengths, and of the steps."""
   import torch
 
   torch.manual_seed(0)
   if options.threads:
     torch.set_num_threads(options.threads)
-  rows, is_beyond = [], set()
+
+  def shown(rows):
+    for row in rows:
+      row = {**row, 'torch': torch.__version__}
+      print(json.dumps(row), flush=True)
+      yield row
+
+  is_beyond = set()
   for length in sorted(map(int, options.lengths.split(','))):
-    for peer in PEERS:
+    for peer in peer_layers.PEERS:
+      if not _wanted(options, peer.mechanism) or peer.name in is_beyond:
+        continue
       if peer.missing():
         print(f'{peer.name}: left out, {peer.missing()} is not installed')
         continue
-      if options.mechanisms != 'all' and (
-        peer.mechanism not in options.mechanisms.split(',')
-      ):
-        continue
-      if peer.name in is_beyond:
-        continue
-      for row in compare(peer, length, options, clock):
-        rows.append({**row, 'torch': torch.__version__})
-        print(json.dumps(rows[-1]), flush=True)
+      for row in shown(of_layer(peer, length, options, clock)):
         if max(row['ours_ms'], row['peer_ms']) > 1e3 * options.max_seconds:
           is_beyond.add(peer.name)
-  return rows
+        yield row
+  if _wanted(options, 'full'):
+    for size in peer_steps.SIZES:
+      yield from shown(of_step(size, options, clock))

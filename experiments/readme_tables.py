@@ -95,6 +95,47 @@ def results() -> list[str]:
   return lines
 
 
+def speed() -> list[str]:
+  """Plots over length, and the ratios to PyTorch packages."""
+  beside = [row for row in _read('attention_peers') if row['pass'] != 'step']
+  if not beside:
+    return []
+  lengths = sorted({int(row['length']) for row in beside})
+  lines = [
+    '![milliseconds over length](docs/plots/attention_ms_bidirectional.svg)',
+    '![memory over length](docs/plots/attention_temp_mib_bidirectional.svg)',
+    '',
+    'One layer of width 256, forward and backward, one thread of a CPU. Beside '
+    'PyTorch packages with the same settings, in',
+    'turn in one process, CPU time of ours over theirs, forward / forward and '
+    'backward:',
+    '',
+    '| peer |' + ''.join(f' T = {length:,} |' for length in lengths),
+    '| --- |' + ' --- |' * len(lengths),
+  ]
+  ratios = {
+    (r['peer'], r['pass'], int(r['length'])): r['ratio'] for r in beside
+  }
+  packages = {row['peer']: row['package'] for row in beside}
+  for peer, package in packages.items():
+    cells = [
+      ' / '.join(
+        f'{float(ratios[peer, which, length]):.2f}'
+        for which in ('forward', 'gradient')
+        if (peer, which, length) in ratios
+      )
+      for length in lengths
+    ]
+    lines.append(f'| {peer} ({package}) | ' + ' | '.join(cells) + ' |')
+  return [
+    *lines,
+    '',
+    '[docs/speed.md](docs/speed.md) has every mechanism over length, memory, '
+    'streaming, training steps, and what is beyond',
+    'the bars we set ourselves (`python -m experiments.bench_attention`).',
+  ]
+
+
 def _scores(rows: list[dict[str, str]]) -> list[str]:
   lines = [
     'The quick runs (`quick` shrinks the recipe to minutes on two CPU cores: '
@@ -103,8 +144,8 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
     '(`python -m experiments.quick_scores`):',
     '',
     '| task | mechanism | test | highest floor | majority | seeds | '
-    'parameters | steps |',
-    '| --- | --- | --- | --- | --- | --- | --- | --- |',
+    'parameters | steps | steps/s |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
   ]
   groups: dict[tuple[str, str], list[dict[str, str]]] = {}
   for row in rows:
@@ -114,17 +155,20 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
     spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
     first = group[0]
     floor = statistics.mean(float(row['floor']) for row in group)
+    rate = max(float(row['steps_per_second']) for row in group)
     lines.append(
       f'| {task} | {mechanism} | {statistics.mean(tests):.1f} ± {spread:.1f} | '
       f'{floor:.1f} ({first["floor_name"].replace("_", " ")}) | '
       f'{first["majority"]} | {len(group)} | {int(first["num_params"]):,} | '
-      f'{first["steps"]} of {first["batch_size"]} |'
+      f'{first["steps"]} of {first["batch_size"]} | {rate:.2f} |'
     )
   waiting = max(float(row['waiting_share']) for row in rows)
   lines += [
     '',
-    f'At most {100 * waiting:.1f}% of their training time went into waiting '
-    'for data.',
+    'Steps per second: of the fastest seed, on two cores that other work '
+    'may have shared (see the table of speed for fair ratios).',
+    f'At most {100 * waiting:.1f}% of the training time went into waiting for '
+    'data.',
   ]
   return [*lines, '']
 
@@ -169,7 +213,12 @@ def _read(name: str) -> list[dict[str, str]]:
 
 def rendered(text: str) -> str:
   """The README with fresh blocks."""
-  for name, block in (('mechanisms', catalogue()), ('results', results())):
+  blocks = {
+    'mechanisms': catalogue(),
+    'speed': speed(),
+    'results': results(),
+  }
+  for name, block in blocks.items():
     pattern = rf'(<!-- {name}: .*? -->\n).*?(<!-- end -->)'
     body = '\n'.join(block)
     text, count = re.subn(

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from effformer import config, main
-from experiments import readme_tables
+from experiments import readme_tables, speed_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -16,6 +16,12 @@ COMMANDS = re.findall(r'python -m effformer\.main (--config.*)', README)
 def test_generated_blocks_are_fresh():
   assert readme_tables.rendered(README) == README, (
     'run: python -m experiments.readme_tables'
+  )
+
+
+def test_the_page_of_speed_is_fresh():
+  assert speed_table.TARGET.read_text() == speed_table.rendered(), (
+    'run: python -m experiments.speed_table'
   )
 
 
