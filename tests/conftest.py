@@ -18,11 +18,24 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    '--optimised',
+    action='store_true',
+    help='compile as users do; compiling is most of the time of the tests',
+  )
+
+
 def pytest_configure(config):
-  # Compiling is most of the time of these tiny programs. The slow tests run
-  # with all optimisations.
-  if config.option.markexpr == 'not slow':
+  if not config.option.optimised:
     jax.config.update('jax_disable_most_optimizations', True)
+    if (0, 10) <= jax.__version_info__ < (0, 11):
+      # Halves the time of the compiler; other versions refuse the name. Read
+      # when the first program is compiled, and by processes that tests start.
+      flags = os.environ.get('XLA_FLAGS', '')
+      os.environ['XLA_FLAGS'] = (
+        f'{flags} --xla_cpu_use_fusion_emitters=false'.strip()
+      )
 
 
 # Of the 65,530 mappings that Linux allows a process; every compiled program

@@ -104,13 +104,15 @@ MORE = [
 ]
 
 
-# Of each mechanism the main form, and the same causal. The others are slow
-# tests: there are many.
-CORE = {core for case in PLAIN for core in (case, case.having(causal=True))}
-
-
 def each(cases, **needs):
-  """Parametrises over the cases that declare or set what is needed."""
+  """Parametrises over the cases that declare or set what is needed.
+
+  All but the main form of each mechanism are slow tests: there are many. Where
+  causal cases are asked for, the main form is that.
+  """
+  core = PLAIN
+  if needs.get('is_causal'):
+    core = [case.having(causal=True) for case in PLAIN]
   chosen = [
     case
     for case in cases
@@ -122,7 +124,7 @@ def each(cases, **needs):
     )
   ]
   marked = [
-    case if case in CORE else pytest.param(case, marks=pytest.mark.slow)
+    case if case in core else pytest.param(case, marks=pytest.mark.slow)
     for case in chosen
   ]
   return pytest.mark.parametrize('case', marked, ids=str)

@@ -115,7 +115,7 @@ def largest_array(name, is_packed, **settings):
   return measured(name, MEMORY_LENGTHS[-1], is_packed, **settings)[1]
 
 
-@pytest.mark.slow
+@pytest.mark.optimised
 @VARIANTS
 def test_memory_is_linear_where_declared(name, is_causal, is_packed):
   settings = settings_of(name, is_causal)

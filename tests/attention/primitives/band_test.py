@@ -100,13 +100,16 @@ def test_stream_equals_band_over_real_tokens(step):
   pattern = softmax.Pattern(causal=True, window=2)
   head = head_of(normal(T, K), normal(T, K, seed=2), normal(T, K))
   keep_T = SEGMENTS_T > 0
-  expected = band.attend(
-    band.over_tokens(lambda x: x[keep_T], head), pattern, step=step
+  expected = jax.jit(lambda head: band.attend(head, pattern, step=step))(
+    band.over_tokens(lambda x: x[keep_T], head)
+  )
+  extend = jax.jit(
+    lambda part, ring: band.extend(part, ring, pattern, step=step)
   )
   ring, outputs = band.empty(2, K, jnp.float32, step), []
   for first, last in [(0, 1), (1, 8), (8, T)]:
     part = band.over_tokens(lambda x, a=first, b=last: x[a:b], head)
-    output, ring = band.extend(part, ring, pattern, step=step)
+    output, ring = extend(part, ring)
     outputs.append(output)
   for part, whole in zip(zip(*outputs, strict=True), expected, strict=True):
     actual = np.concatenate(part)[keep_T]

@@ -53,15 +53,19 @@ def test_a_block_is_whole_if_all_its_tokens_are_real(size, stride):
 @pytest.mark.parametrize(('size', 'stride'), [(1, 1), (4, 2), (5, 3)])
 def test_a_stream_makes_the_same_blocks(size, stride, parts):
   x_SK, params = normal(T, K), network(size)
-  expected_MK = compressed.compress(x_SK, params, stride)
+  expected_MK = jax.jit(compressed.compress, static_argnums=2)(
+    x_SK, params, stride
+  )
+  extend = jax.jit(compressed.extend, static_argnames='stride')
   stored_MK = np.zeros((len(expected_MK) + 1, K), 'f4')
   tail_CK, count = np.zeros((size, K), 'f4'), 0
   for part in parts:
     # Two tokens of padding come after each part.
     new_TK = np.concatenate([x_SK[count : count + part], np.full((2, K), 1e3)])
-    stored_MK, tail_CK = compressed.extend(
-      jnp.asarray(stored_MK), tail_CK, new_TK, count, part, params, stride
-    )
+    stored_MK, tail_CK = extend(
+      jnp.asarray(stored_MK), tail_CK, new_TK, count, part, params,
+      stride=stride,
+    )  # fmt: skip
     count += part
   np.testing.assert_allclose(stored_MK[:-1], expected_MK, rtol=1e-5, atol=1e-5)
   np.testing.assert_array_equal(stored_MK[-1], 0.0)
