@@ -80,7 +80,7 @@ def _linformer(length):
   import linformer
 
   return linformer.LinformerSelfAttention(
-    WIDTH, length, k=64, heads=HEADS, dim_head=HEAD_WIDTH, share_kv=True
+    WIDTH, length, k=64, heads=HEADS, dim_head=HEAD_WIDTH
   )
 
 
@@ -175,7 +175,8 @@ PEERS = (
   Peer('sdpa', 'torch', 'full', {}, _fused(False)),
   Peer('sdpa causal', 'torch', 'full', {'causal': True}, _fused(True)),
   Peer(
-    'linformer', 'linformer', 'linformer', {'rank': 64}, _linformer,
+    'linformer', 'linformer', 'linformer',
+    {'rank': 64, 'sharing': 'headwise'}, _linformer,
     'the package has a bias in its output',
   ),
   Peer(

@@ -153,7 +153,7 @@ class BigBirdAttention(MultiHead):
   def _over_all(self, head, where, rng, call):
     return chunked.attend(
       *head[:3], where, rng, head.bias,
-      pattern=self._pattern(head), block=chunked.side(call.rows),
+      pattern=self._pattern(head), rows=call.rows,
     )  # fmt: skip
 
   @nn.nowrap

@@ -112,5 +112,6 @@ class FullAttention(MultiHead):
     inputs = (head.q_TK, head.k_SK, head.v_SV, where, head.rng, head.bias)
     if self.form == 'dense':
       return softmax.tile(*inputs, pattern=pattern)[0]
-    block = self.block or chunked.side(rows)
-    return chunked.attend(*inputs, pattern=pattern, block=block)[0]
+    return chunked.attend(
+      *inputs, pattern=pattern, block=self.block, rows=rows
+    )[0]

@@ -132,7 +132,7 @@ class LinformerAttention(MultiHead):
       where,
       head.rng,
       pattern=pattern,
-      block=chunked.side(call.rows),
+      rows=call.rows,
     )[0]
 
   @nn.nowrap

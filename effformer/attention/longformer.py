@@ -151,7 +151,7 @@ class LongformerAttention(MultiHead):
       rngs[2],
       head.bias,
       pattern=self._pattern(head),
-      block=chunked.side(call.rows),
+      rows=call.rows,
     )
     return gather.put(o_TV, index_M, o_MV)
 
@@ -195,7 +195,7 @@ class LongformerAttention(MultiHead):
       rng,
       head.bias,
       pattern=self._pattern(head),
-      block=chunked.side(call.rows),
+      rows=call.rows,
     )
     return softmax.merge(near, far)[0]
 

@@ -283,12 +283,11 @@ class NativeSparseAttention(MultiHead):
     """The branch select: exact attention to the tokens of some blocks."""
     pattern = self._pattern(head)
     if table_TJ is None:
-      block = chunked.side(call.rows)
 
       def all_keys(head):
         return chunked.attend(
           head.q_TK, head.k_SK, head.v_SV, where, head.rng,
-          pattern=pattern, block=block,
+          pattern=pattern, rows=call.rows,
         )[0]  # fmt: skip
 
       return heads.each(all_keys, head)

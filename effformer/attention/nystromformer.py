@@ -82,7 +82,6 @@ class NystromformerAttention(MultiHead):
   @nn.nowrap
   def mix(self, head: Head, params, call: Call):
     """See `MultiHead`."""
-    block = chunked.side(call.rows)
     q_MK, own_M = pooling.means(head.q_TK, head.segment_T, self.rank)
     k_MK, other_M = pooling.means(head.k_SK, head.segment_S, self.rank)
 
@@ -90,7 +89,7 @@ class NystromformerAttention(MultiHead):
       return softmax.sites(*(jnp.minimum(s, 1) for s in (segment_T, segment_S)))
 
     v_MV = chunked.attend(
-      q_MK, head.k_SK, head.v_SV, where(own_M, head.segment_S), block=block
+      q_MK, head.k_SK, head.v_SV, where(own_M, head.segment_S), rows=call.rows
     )[0]
     a_MM = softmax.tile(q_MK, k_MK, jnp.eye(self.rank), where(own_M, other_M))
     v_MV = inverse(a_MM[0], self.iterations) @ v_MV
@@ -99,7 +98,7 @@ class NystromformerAttention(MultiHead):
       pattern=softmax.Pattern(
         dropout=0.0 if head.rng is None else self.dropout
       ),
-      block=block,
+      rows=call.rows,
     )[0]  # fmt: skip
     if params is None or call.is_cross:
       return o_TV

@@ -201,12 +201,14 @@ class PerformerAttention(MultiHead):
   def _scores(self, x_BTHK, omega_HMK):
     """What the features are functions of: the exponents, or Omega x'."""
     x_BTHK = x_BTHK.astype(jnp.float32) * x_BTHK.shape[-1] ** -0.25
-    scores_BTHM = jnp.einsum('bthk,hmk->bthm', x_BTHK, omega_HMK)
-    if self.features == 'relu':
-      return scores_BTHM
+    # The heads lead, as in the product and in what follows: no copy is made.
+    x_BHTK = jnp.moveaxis(x_BTHK, 2, 1)
+    scores_BHTM = jnp.einsum('bhtk,hmk->bhtm', x_BHTK, omega_HMK)
     if self.features == 'hyperbolic':
-      scores_BTHM = jnp.concatenate([scores_BTHM, -scores_BTHM], axis=-1)
-    return scores_BTHM - 0.5 * (x_BTHK**2).sum(-1, keepdims=True)
+      scores_BHTM = jnp.concatenate([scores_BHTM, -scores_BHTM], axis=-1)
+    if self.features != 'relu':
+      scores_BHTM -= 0.5 * (x_BHTK**2).sum(-1, keepdims=True)
+    return jnp.moveaxis(scores_BHTM, 1, 2)
 
 
 def _or_masked(k_SM, segment_S):

@@ -269,7 +269,7 @@ class SparseAttention(MultiHead):
         head.rng,
         head.bias,
         pattern=self._pattern(head)._replace(apart=self.stride),
-        block=chunked.side(call.rows),
+        rows=call.rows,
       )
     ]
 

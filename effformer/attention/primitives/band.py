@@ -129,12 +129,11 @@ def same_remainder(
   The pattern reads the index divided by `step`. Time T^2 / step.
   """
   length = head.q_TK.shape[0]
-  block = chunked.side(rows)
 
   def one(head):
     inputs = (head.q_TK, head.k_SK, head.v_SV, softmax.sites(*head[-4:]))
     return chunked.attend(
-      *inputs, head.rng, head.bias, pattern=pattern, block=block
+      *inputs, head.rng, head.bias, pattern=pattern, rows=rows
     )
 
   size = -(-length // step)

@@ -11,6 +11,7 @@ the masks of two block sizes differ.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,23 @@ import jax.numpy as jnp
 from effformer.attention.primitives import softmax
 from effformer.attention.primitives.softmax import FLOOR, Pattern, Sites
 from effformer.shapes import Array
+
+# Pairs of tokens from which a CPU takes heads and examples one by one.
+IN_TURN_FROM = 1 << 16
+
+
+class Tiles(NamedTuple):
+  """How a call is cut; static.
+
+  Attributes:
+    forward: queries and keys in a tile.
+    backward: the same, of the backward pass.
+    in_turn: under `vmap`, heads and examples one after the other.
+  """
+
+  forward: tuple[int, int]
+  backward: tuple[int, int]
+  in_turn: bool = False
 
 
 def attend(
@@ -29,7 +47,8 @@ def attend(
   bias: Array | None = None,
   *,
   pattern: Pattern = softmax.EVERYTHING,
-  block: int = 256,
+  block: int = 0,
+  rows: int = 1,
 ) -> tuple[Array, Array]:
   """`softmax.tile` in tiles: forward and backward hold O(T + S) numbers.
 
@@ -37,32 +56,23 @@ def attend(
     q_TK, k_SK, v_SV, where, rng, bias, pattern: as there.
     block: tokens, side of a tile of block x block logits; with fewer queries
       than that there are more keys in a tile, and the reverse. Need not divide
-      the lengths. See `side`.
+      the lengths. 0 chooses it for speed, see `choose`.
+    rows: heads of all examples, over which this runs under `vmap`.
 
   Returns:
     o_TV and lse_T, float32. A row without admissible keys has 0 and -inf.
   """
-  num_queries, num_keys = q_TK.shape[0], k_SK.shape[0]
-  size_T = softmax.even_size(
-    num_queries, max(block, block**2 // max(num_keys, 1))
-  )
-  size_S = softmax.even_size(
-    num_keys, max(block, block**2 // max(num_queries, 1))
-  )
-  q_NCK, *own = softmax.in_blocks(
-    size_T, q_TK, where.segment_T, where.index_T, where.position_T
-  )
-  k_NCK, v_NCV, *other = softmax.in_blocks(
-    size_S, k_SK, v_SV, where.segment_S, where.index_S, where.position_S
-  )
-  blocks = Sites(own[0], other[0], own[1], other[1], own[2], other[2])
-  o_NCV, lse_NC = _attend(pattern, q_NCK, k_NCK, v_NCV, blocks, rng, bias)
-  o_TV = o_NCV.reshape(-1, o_NCV.shape[-1])[:num_queries]
-  return o_TV, lse_NC.reshape(-1)[:num_queries]
+  lengths = q_TK.shape[0], k_SK.shape[0]
+  tiles = _square(block, *lengths)
+  if not block:
+    tiles = choose(*lengths, rows, pattern)
+  # A custom gradient takes no constants of NumPy, but sums of them.
+  where = jax.tree.map(lambda x: x + jnp.int32(0), where)
+  return _attend(pattern, tiles, q_TK, k_SK, v_SV, where, rng, bias)
 
 
 def side(rows: int) -> int:
-  """A block length for `attend` under `vmap` over so many rows.
+  """A block length under `vmap` over so many rows.
 
   All rows work on their tiles together, so the more rows, the smaller the
   tile, for the numbers in work to stay in cache.
@@ -71,10 +81,63 @@ def side(rows: int) -> int:
   return min(max(1 << max(length.bit_length() - 1, 0), 64), 256)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(pattern, q_NCK, k_NCK, v_NCV, where, rng, bias):
-  """Attention of blocks of queries over blocks of keys -> o_NCV, lse_NC."""
-  can_skip = pattern.causal and k_NCK.shape[0] > 1
+def choose(
+  num_queries: int, num_keys: int, rows: int, pattern: Pattern
+) -> Tiles:
+  """The tiles that were fastest on a CPU; `side` elsewhere and for few tokens.
+
+  A CPU is faster with large tiles of one head than with small ones of all: one
+  fills the cache. The backward pass likes few queries in a tile, which are its
+  columns.
+  """
+  # Rows in turn cannot be spread over devices.
+  is_one_cpu = jax.default_backend() == 'cpu' and jax.device_count() == 1
+  if not is_one_cpu or num_queries * num_keys < IN_TURN_FROM:
+    return _square(side(rows), num_queries, num_keys)
+  forward, backward = (512, 256), (128, 512)
+  if pattern.causal:
+    forward, backward = (256, 256), (128, 256)
+  if pattern.dropout:
+    # Its mask depends on the tile.
+    backward = forward
+  return Tiles(
+    *(_fit(tile, num_queries, num_keys) for tile in (forward, backward)),
+    in_turn=True,
+  )
+
+
+def _square(block, num_queries, num_keys):
+  tile = _fit((max(block, 1),) * 2, num_queries, num_keys)
+  return Tiles(tile, tile)
+
+
+def _fit(tile, num_queries, num_keys):
+  """With fewer queries than in a tile there are more keys, and the reverse."""
+  numbers = tile[0] * tile[1]
+  return (
+    softmax.even_size(num_queries, max(tile[0], numbers // max(num_keys, 1))),
+    softmax.even_size(num_keys, max(tile[1], numbers // max(num_queries, 1))),
+  )
+
+
+def _rows_in_turn(tiles, function):
+  if tiles.in_turn:
+    return jax.custom_batching.sequential_vmap(function)
+  return function
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(pattern, tiles, *inputs):
+  """o_TV and lse_T from (q_TK, k_SK, v_SV, where, rng, bias)."""
+  forward = functools.partial(_in_tiles, pattern, tiles.forward)
+  return _rows_in_turn(tiles, forward)(*inputs)
+
+
+def _in_tiles(pattern, tile, q_TK, k_SK, v_SV, where, rng, bias):
+  """A loop over blocks of queries, in it one over blocks of keys."""
+  num_queries = q_TK.shape[0]
+  queries, keys = _cut(tile, (q_TK,), (k_SK, v_SV), where)
+  can_skip = pattern.causal and keys[0].shape[0] > 1
 
   def query_step(_, query):
     number, q_TK, *own = query
@@ -105,41 +168,57 @@ def _attend(pattern, q_NCK, k_NCK, v_NCV, where, rng, bias):
     start = (
       jnp.full((num_rows, 1), FLOOR, jnp.float32),
       jnp.zeros((num_rows, 1), jnp.float32),
-      jnp.zeros((num_rows, v_NCV.shape[-1]), jnp.float32),
+      jnp.zeros((num_rows, keys[1].shape[-1]), jnp.float32),
     )
-    keys = (k_NCK, v_NCV, *_of_keys(where))
     (top_T1, total_T1, sum_TV), _ = _scan(key_step, start, keys)
     divisor_T1 = jnp.where(total_T1 > 0, total_T1, 1.0)
     lse_T1 = jnp.where(total_T1 > 0, top_T1 + jnp.log(divisor_T1), -jnp.inf)
     return None, (sum_TV / divisor_T1, lse_T1[:, 0])
 
-  return _scan(query_step, None, (q_NCK, *_of_queries(where)))[1]
+  o_NCV, lse_NC = _scan(query_step, None, queries)[1]
+  o_TV = o_NCV.reshape(-1, o_NCV.shape[-1])[:num_queries]
+  return o_TV, lse_NC.reshape(-1)[:num_queries]
 
 
-def _attend_forward(pattern, q_NCK, k_NCK, v_NCV, where, rng, bias):
-  o_NCV, lse_NC = _attend(pattern, q_NCK, k_NCK, v_NCV, where, rng, bias)
-  return (o_NCV, lse_NC), (q_NCK, k_NCK, v_NCV, where, rng, bias, o_NCV, lse_NC)
+def _attend_forward(pattern, tiles, *inputs):
+  outputs = _attend(pattern, tiles, *inputs)
+  return outputs, (inputs, outputs)
 
 
-def _attend_backward(pattern, saved, cotangents):
+def _attend_backward(pattern, tiles, saved, cotangents):
+  (q_TK, k_SK, v_SV, where, rng, bias), (o_TV, lse_T) = saved
+  row_T = softmax.row(q_TK, o_TV, lse_T, *cotangents, v_SV.dtype)
+  backward = functools.partial(_gradient_in_tiles, pattern, tiles.backward)
+  gradients = _rows_in_turn(tiles, backward)(
+    row_T, k_SK, v_SV, where, rng, bias
+  )
+  gradients = jax.tree.map(
+    lambda gradient, x: gradient.astype(x.dtype),
+    gradients,
+    (q_TK, k_SK, v_SV, bias),
+  )
+  return *gradients[:3], None, None, gradients[3]
+
+
+def _gradient_in_tiles(pattern, tile, row_T, k_SK, v_SV, where, rng, bias):
   """A loop over blocks of keys, in it one over blocks of queries."""
-  q_NCK, k_NCK, v_NCV, where, rng, bias, o_NCV, lse_NC = saved
-  row_N = softmax.row(q_NCK, o_NCV, lse_NC, *cotangents, v_NCV.dtype)
-  can_skip = pattern.causal and k_NCK.shape[0] > 1
+  num_queries, num_keys = row_T.q_TK.shape[0], k_SK.shape[0]
+  queries, keys = _cut(tile, row_T, (k_SK, v_SV), where)
+  can_skip = pattern.causal and keys[0].shape[0] > 1
 
   def key_step(carry, key):
     other, k_SK, v_SV, *theirs = key
     dq_NCK, dbias = carry
 
     def query_step(carry, query):
-      number, row, dq_TK, *own = query
-      here = _here(own, theirs)
+      number, dq_TK, *row, own_segment, own_index, own_position = query
+      here = _here((own_segment, own_index, own_position), theirs)
 
       def add(carry):
         dq_TK, *sums = carry
         here_rng = _fold(rng, number, other) if pattern.dropout else None
         parts = softmax.tile_gradient(
-          row, k_SK, v_SV, here, here_rng, bias, pattern
+          softmax.Row(*row), k_SK, v_SV, here, here_rng, bias, pattern
         )
         return jax.tree.map(jnp.add, (dq_TK, *sums), parts)
 
@@ -147,33 +226,39 @@ def _attend_backward(pattern, saved, cotangents):
       return tuple(sums), dq_TK
 
     zeros = tuple(jnp.zeros(a.shape, jnp.float32) for a in (k_SK, v_SV))
-    queries = (row_N, dq_NCK, *_of_queries(where))
-    (dk_SK, dv_SV, dbias), dq_NCK = _scan(query_step, (*zeros, dbias), queries)
+    (dk_SK, dv_SV, dbias), dq_NCK = _scan(
+      query_step, (*zeros, dbias), (dq_NCK, *queries)
+    )
     return (dq_NCK, dbias), (dk_SK, dv_SV)
 
-  keys = (k_NCK, v_NCV, *_of_keys(where))
   start = (
-    jnp.zeros(q_NCK.shape, jnp.float32),
+    jnp.zeros(queries[0].shape, jnp.float32),
     jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), bias),
   )
   (dq_NCK, dbias), (dk_NCK, dv_NCV) = _scan(key_step, start, keys)
-  gradients = jax.tree.map(
-    lambda gradient, x: gradient.astype(x.dtype),
-    (dq_NCK, dk_NCK, dv_NCV, dbias),
-    (q_NCK, k_NCK, v_NCV, bias),
+  dq_TK, dk_SK, dv_SV = (
+    x.reshape(-1, x.shape[-1])[:length]
+    for x, length in (
+      (dq_NCK, num_queries),
+      (dk_NCK, num_keys),
+      (dv_NCV, num_keys),
+    )
   )
-  return *gradients[:3], None, None, gradients[3]
+  return dq_TK, dk_SK, dv_SV, dbias
+
+
+def _cut(tile, of_queries, of_keys, where):
+  """Blocks of queries and of keys, each followed by where they stand."""
+  queries = softmax.in_blocks(
+    tile[0], *of_queries, where.segment_T, where.index_T, where.position_T
+  )
+  keys = softmax.in_blocks(
+    tile[1], *of_keys, where.segment_S, where.index_S, where.position_S
+  )
+  return queries, keys
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _of_queries(where):
-  return where.segment_T, where.index_T, where.position_T
-
-
-def _of_keys(where):
-  return where.segment_S, where.index_S, where.position_S
 
 
 def _here(own, theirs):
