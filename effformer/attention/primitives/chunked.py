@@ -92,14 +92,15 @@ def choose(
   """
   # Rows in turn cannot be spread over devices.
   is_one_cpu = jax.default_backend() == 'cpu' and jax.device_count() == 1
+  square = _square(side(rows), num_queries, num_keys)
   if not is_one_cpu or num_queries * num_keys < IN_TURN_FROM:
-    return _square(side(rows), num_queries, num_keys)
+    return square
+  if pattern.dropout:
+    # Its mask depends on the tile, and is to be the same on any device.
+    return square._replace(in_turn=True)
   forward, backward = (512, 256), (128, 512)
   if pattern.causal:
     forward, backward = (256, 256), (128, 256)
-  if pattern.dropout:
-    # Its mask depends on the tile.
-    backward = forward
   return Tiles(
     *(_fit(tile, num_queries, num_keys) for tile in (forward, backward)),
     in_turn=True,

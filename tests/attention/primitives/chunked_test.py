@@ -83,14 +83,15 @@ def test_one_cpu_takes_many_tokens_in_turn(monkeypatch):
     pattern = softmax.Pattern(**fields)
     return chunked.choose(num_queries, num_keys, rows, pattern)
 
+  dropping = choose(dropout=0.1)
   assert not choose().in_turn, 'these tests have eight devices'
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   assert choose() == Tiles((512, 256), (128, 512), in_turn=True)
   assert not choose(128, 128).in_turn
   assert choose(128, 128) == Tiles((128, 128), (128, 128))
-  # A mask belongs to a tile: both passes need the same.
-  dropping = choose(dropout=0.1)
+  # A mask belongs to a tile: it is the same in both passes, on any device.
   assert dropping.forward == dropping.backward
+  assert choose(dropout=0.1) == dropping._replace(in_turn=True)
   # Few keys, and more queries.
   assert choose(num_keys=64) == Tiles((2048, 64), (1024, 64), in_turn=True)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
