@@ -19,6 +19,9 @@ the process to one core), wall seconds on anything else.
   exponent  slope of log(time) over log(T), of the longer half of the lengths
   crossover least T from which the layer is faster than `full`, in `gradient`
 
+The table is written after each length, and rows that it holds of other lengths
+and layers stay, so a run that was cut short is continued with the lengths left.
+
 Streaming: one token after a prefix of T tokens; milliseconds and bytes of
 state. Lengths that would need more than --max-gib of temporary memory are left
 out. --peers times PyTorch packages on the same shapes, in turn with ours; the
@@ -165,6 +168,8 @@ def compile_stream(row, name, settings, length, options) -> Program | None:
 
   if not (settings.get('causal') and attention.TABLE[name].supports.streaming):
     return None
+  if 'max_length' in attention.settings(name):
+    settings = {**settings, 'max_length': length + 1}
   module = attention.build(name, **settings)
   prefix = Tokens.from_lengths(np.full(options.batch, length), length)
   x_BTD = jax.random.normal(
@@ -293,6 +298,20 @@ def crossovers(rows: list[dict]) -> dict[str, int]:
   return result
 
 
+def together(old: list[dict], new: list[dict]) -> list[dict]:
+  """All rows, new ones in place of old ones, with exponents and crossovers."""
+  rows = {}
+  for row in [*old, *new]:
+    row = {**row, 'length': int(row['length']), 'ms': float(row['ms'])}
+    rows[row['layer'], row['pass'], row['length']] = row
+  rows = list(rows.values())
+  slopes, crossing = exponents(rows), crossovers(rows)
+  for row in rows:
+    row['exponent'] = slopes.get((row['layer'], row['pass']), '')
+    row['crossover'] = crossing.get(row['layer'], '')
+  return rows
+
+
 def machine_facts(options) -> dict:
   import jax
 
@@ -326,19 +345,15 @@ def main() -> int:
       options.csv, ({**row, **facts} for row in peers.run(options, clock))
     )
     return 0
-  rows, dropped = [], set()
+  facts = machine_facts(options)
+  rows, dropped = table.read(options.csv), set()
   for length in sorted(map(int, options.lengths.split(','))):
     programs = list(programs_at(length, options, dropped))
-    for row in timed(programs, options, clock, dropped):
-      rows.append(row)
+    new = timed(programs, options, clock, dropped)
+    for row in new:
       print(json.dumps(row), flush=True)
-  slopes, crossing = exponents(rows), crossovers(rows)
-  facts = machine_facts(options)
-  for row in rows:
-    row['exponent'] = slopes.get((row['layer'], row['pass']), '')
-    row['crossover'] = crossing.get(row['layer'], '')
-    row.update(facts)
-  table.write(options.csv, rows)
+    rows = together(rows, [{**row, **facts} for row in new])
+    table.write(options.csv, rows)
   if options.plots:
     from experiments import plots
 
