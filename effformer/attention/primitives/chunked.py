@@ -137,17 +137,19 @@ def _attend(pattern, tiles, *inputs):
 def _in_tiles(pattern, tile, q_TK, k_SK, v_SV, where, rng, bias):
   """A loop over blocks of queries, in it one over blocks of keys."""
   num_queries = q_TK.shape[0]
-  queries, keys = _cut(tile, (q_TK,), (k_SK, v_SV), where)
-  can_skip = pattern.causal and keys[0].shape[0] > 1
+  queries, (k_NCK, v_NCV, *sites) = _cut(tile, (q_TK,), (k_SK, v_SV), where)
+  can_skip = pattern.causal and k_NCK.shape[0] > 1
 
   def query_step(_, query):
     number, q_TK, *own = query
 
     def key_step(carry, key):
-      other, k_SK, v_SV, *theirs = key
+      other, *theirs = key
       here = _here(own, theirs)
 
       def add(carry):
+        # Read here, so that a tile that is skipped reads nothing.
+        k_SK, v_SV = k_NCK[other], v_NCV[other]
         top_T1, total_T1, sum_TV = carry
         logits_TS = softmax.logits(q_TK, k_SK, here, pattern, bias)
         new_top_T1 = jnp.maximum(top_T1, logits_TS.max(-1, keepdims=True))
@@ -169,9 +171,9 @@ def _in_tiles(pattern, tile, q_TK, k_SK, v_SV, where, rng, bias):
     start = (
       jnp.full((num_rows, 1), FLOOR, jnp.float32),
       jnp.zeros((num_rows, 1), jnp.float32),
-      jnp.zeros((num_rows, keys[1].shape[-1]), jnp.float32),
+      jnp.zeros((num_rows, v_NCV.shape[-1]), jnp.float32),
     )
-    (top_T1, total_T1, sum_TV), _ = _scan(key_step, start, keys)
+    (top_T1, total_T1, sum_TV), _ = _scan(key_step, start, sites)
     divisor_T1 = jnp.where(total_T1 > 0, total_T1, 1.0)
     lse_T1 = jnp.where(total_T1 > 0, top_T1 + jnp.log(divisor_T1), -jnp.inf)
     return None, (sum_TV / divisor_T1, lse_T1[:, 0])
@@ -204,7 +206,9 @@ def _attend_backward(pattern, tiles, saved, cotangents):
 def _gradient_in_tiles(pattern, tile, row_T, k_SK, v_SV, where, rng, bias):
   """A loop over blocks of keys, in it one over blocks of queries."""
   num_queries, num_keys = row_T.q_TK.shape[0], k_SK.shape[0]
-  queries, keys = _cut(tile, row_T, (k_SK, v_SV), where)
+  (*rows, segments, indices, positions), keys = _cut(
+    tile, row_T, (k_SK, v_SV), where
+  )
   can_skip = pattern.causal and keys[0].shape[0] > 1
 
   def key_step(carry, key):
@@ -212,28 +216,28 @@ def _gradient_in_tiles(pattern, tile, row_T, k_SK, v_SV, where, rng, bias):
     dq_NCK, dbias = carry
 
     def query_step(carry, query):
-      number, dq_TK, *row, own_segment, own_index, own_position = query
-      here = _here((own_segment, own_index, own_position), theirs)
+      number, dq_TK, *own = query
+      here = _here(own, theirs)
 
       def add(carry):
-        dq_TK, *sums = carry
+        row = softmax.Row(*(x[number] for x in rows))
         here_rng = _fold(rng, number, other) if pattern.dropout else None
         parts = softmax.tile_gradient(
-          softmax.Row(*row), k_SK, v_SV, here, here_rng, bias, pattern
+          row, k_SK, v_SV, here, here_rng, bias, pattern
         )
-        return jax.tree.map(jnp.add, (dq_TK, *sums), parts)
+        return jax.tree.map(jnp.add, carry, parts)
 
       dq_TK, *sums = _unless_apart(here, can_skip, add, (dq_TK, *carry))
       return tuple(sums), dq_TK
 
     zeros = tuple(jnp.zeros(a.shape, jnp.float32) for a in (k_SK, v_SV))
     (dk_SK, dv_SV, dbias), dq_NCK = _scan(
-      query_step, (*zeros, dbias), (dq_NCK, *queries)
+      query_step, (*zeros, dbias), (dq_NCK, segments, indices, positions)
     )
     return (dq_NCK, dbias), (dk_SK, dv_SV)
 
   start = (
-    jnp.zeros(queries[0].shape, jnp.float32),
+    jnp.zeros(rows[0].shape, jnp.float32),
     jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), bias),
   )
   (dq_NCK, dbias), (dk_NCK, dv_NCV) = _scan(key_step, start, keys)
