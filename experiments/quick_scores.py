@@ -49,19 +49,24 @@ def command(options, mechanism: str, seed: int, workdir) -> list[str]:
   ]
 
 
+def _without_path(word: str) -> str:
+  """Paths of one machine do not belong into a table."""
+  flag, _, value = word.partition('=')
+  path = pathlib.Path(value)
+  if flag.startswith('--config.data.'):
+    return f'{flag}=FOLDER/{path.name}'
+  if flag == '--workdir' and path.is_absolute():
+    return f'{flag}=runs/quick/{path.name}'
+  return word
+
+
 def row_of(result: dict, arguments: list[str]) -> dict:
   """One line of the table; the floor is the highest trivial model."""
   name, floor = max(result['floors'].items(), key=lambda item: item[1])
   accuracy = result['test']['accuracy']
   seconds = result['seconds_of_last_start']
   share = seconds['waiting_for_data'] / (seconds['train'] or 1.0)
-  # Paths of one machine do not belong into a table.
-  words = [
-    word.replace(str(pathlib.Path(word.partition('=')[2]).parent), 'FOLDER')
-    if word.startswith('--config.data.')
-    else word
-    for word in arguments
-  ]
+  words = [_without_path(word) for word in arguments]
   row = {
     **result,
     'test_accuracy': round(100 * accuracy, 2),
