@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from effformer.shapes import Array, DTypeLike, Tokens
 
@@ -212,6 +213,15 @@ class Mixer(nn.Module):
       )
 
   @nn.nowrap
+  def rate(self, setting: str) -> None:
+    """Raises ValueError for what is no probability below 1."""
+    value = getattr(self, setting)
+    if not 0.0 <= value < 1.0:
+      raise ValueError(
+        f'{self.mechanism}: {setting} must be in [0, 1), got {value}'
+      )
+
+  @nn.nowrap
   def one_of(self, setting: str, known: tuple[str, ...]) -> None:
     """Raises ValueError for a word that is not among the known ones."""
     value = getattr(self, setting)
@@ -220,6 +230,11 @@ class Mixer(nn.Module):
         f'{self.mechanism}: {setting} must be one of {", ".join(known)}; got '
         f'{value!r}'
       )
+
+
+def repeated(start: State, *shape: int) -> State:
+  """A state for each of many rows, or heads of rows, all alike."""
+  return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), start)
 
 
 def _given(argument):

@@ -30,11 +30,12 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from effformer.attention.contract import Mixer, Supports
-from effformer.shapes import Array, DTypeLike, Tokens
+from effformer.attention.contract import Supports
+from effformer.attention.model_width import ModelWidth
+from effformer.shapes import Array
 
 
-class FNetMixer(Mixer):
+class FNetMixer(ModelWidth):
   """Real part of the two-dimensional discrete Fourier transform.
 
   Attributes:
@@ -49,32 +50,16 @@ class FNetMixer(Mixer):
   )
 
   unitary: bool = False
-  dropout: float = 0.0
-  dtype: DTypeLike = jnp.float32
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not 0.0 <= self.dropout < 1.0:
-      raise ValueError(f'fnet: dropout must be in [0, 1), got {self.dropout}')
 
   @nn.compact
-  def __call__(
-    self,
-    x_BTD: Array,
-    context_BSD: Array | None = None,
-    *,
-    tokens: Tokens,
-    context_tokens: Tokens | None = None,
-    deterministic: bool = True,
-  ) -> Array:
-    """See `Mixer`."""
-    self.check_call(x_BTD, context_BSD, tokens, context_tokens)
+  def mix(self, x_BTD, tokens, state, deterministic):
+    """See `ModelWidth`."""
     x_BTD = jnp.where(tokens.keep_BT[..., None], x_BTD, 0)
     y_BTD = transform(x_BTD.astype(jnp.float32))
     if self.unitary:
       y_BTD /= math.sqrt(y_BTD.shape[1] * y_BTD.shape[2])
     y_BTD = y_BTD.astype(self.dtype)
-    return nn.Dropout(self.dropout)(y_BTD, deterministic)
+    return nn.Dropout(self.dropout)(y_BTD, deterministic), None
 
 
 def transform(x_BTD: Array) -> Array:

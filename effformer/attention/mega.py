@@ -32,9 +32,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effformer.attention.contract import Mixer, Supports
+from effformer.attention.contract import Supports, repeated
+from effformer.attention.model_width import ModelWidth
 from effformer.attention.primitives import diagonal, own_block
-from effformer.shapes import Array, DTypeLike, Tokens
+from effformer.shapes import DTypeLike
 
 BLOCK = 128
 
@@ -51,7 +52,7 @@ class Stream(NamedTuple):
   block: own_block.Keys
 
 
-class MegaMixer(Mixer):
+class MegaMixer(ModelWidth):
   """The attention layer of Mega without norm and residual.
 
   Attributes:
@@ -83,8 +84,6 @@ class MegaMixer(Mixer):
   value_width: int = 0
   causal: bool = False
   chunk: int = 64
-  dropout: float = 0.0
-  dtype: DTypeLike = jnp.float32
 
   def __post_init__(self):
     super().__post_init__()
@@ -93,21 +92,6 @@ class MegaMixer(Mixer):
     for setting in ('block', 'value_width'):
       self.at_least(setting, 0)
     self.one_of('function', own_block.FUNCTIONS)
-    if not 0.0 <= self.dropout < 1.0:
-      raise ValueError(f'mega: dropout must be in [0, 1), got {self.dropout}')
-
-  def __call__(
-    self,
-    x_BTD: Array,
-    context_BSD: Array | None = None,
-    *,
-    tokens: Tokens,
-    context_tokens: Tokens | None = None,
-    deterministic: bool = True,
-  ) -> Array:
-    """See `Mixer`."""
-    self.check_call(x_BTD, context_BSD, tokens, context_tokens)
-    return self._mix(x_BTD, tokens, None, deterministic)[0]
 
   def init_state(
     self, batch_size: int, max_length: int, dtype: DTypeLike = jnp.float32
@@ -121,16 +105,7 @@ class MegaMixer(Mixer):
       )
     width = self.get_variable('params', 'skip').shape[-1]
     start = self._start(width, dtype)
-    return jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), start
-    )
-
-  def extend(
-    self, x_BTD: Array, state: Stream, *, tokens: Tokens
-  ) -> tuple[Array, Stream]:
-    """See `Mixer`."""
-    self.check_extend(x_BTD, state, tokens)
-    return self._mix(x_BTD, tokens, state, True)
+    return repeated(start, batch_size)
 
   @nn.nowrap
   def _start(self, width, dtype):
@@ -147,8 +122,8 @@ class MegaMixer(Mixer):
     )
 
   @nn.compact
-  def _mix(self, x_BTD, tokens, state, deterministic):
-    """Both calls in one, since linen makes parameters in one place."""
+  def mix(self, x_BTD, tokens, state, deterministic):
+    """See `ModelWidth`."""
     width = x_BTD.shape[-1]
     widths = (width, self.key_width, self.value_width or 2 * width, width)
     keep_BT1 = tokens.keep_BT[..., None]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from effformer.attention import heads
-from effformer.attention.contract import Mixer, State
+from effformer.attention.contract import Mixer, State, repeated
 from effformer.attention.heads import Call, Head
 from effformer.attention.primitives import positions
 from effformer.shapes import Array, DTypeLike, Tokens
@@ -79,10 +79,7 @@ class MultiHead(Mixer):
     if self.head_width is not None:
       self.at_least('head_width', 1)
       self._check_rotary(self.head_width)
-    if not 0.0 <= self.dropout < 1.0:
-      raise ValueError(
-        f'{self.mechanism}: dropout must be in [0, 1), got {self.dropout}'
-      )
+    self.rate('dropout')
 
   @nn.nowrap
   def mix(self, head: Head, params: Any, call: Call) -> Array:
@@ -178,9 +175,8 @@ class MultiHead(Mixer):
     """See `Mixer`."""
     self.check_streaming()
     shape = (batch_size, self.num_kv_heads or self.num_heads)
-    state = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (*shape, *x.shape)),
-      self.head_state(max_length, self.known_head_width(), dtype),
+    state = repeated(
+      self.head_state(max_length, self.known_head_width(), dtype), *shape
     )
     if not self.has_carry:
       return state

@@ -27,16 +27,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effformer.attention.contract import Mixer, Supports
+from effformer.attention.contract import Supports, repeated
+from effformer.attention.model_width import ModelWidth
 from effformer.attention.primitives import diagonal
-from effformer.shapes import Array, DTypeLike, Tokens
+from effformer.shapes import DTypeLike
 
 # Of the steps Delta at the start.
 STEPS = (1e-3, 1e-1)
 LARGEST_REAL = -1e-4
 
 
-class S5Mixer(Mixer):
+class S5Mixer(ModelWidth):
   """The layer of S5 without norm and residual.
 
   Attributes:
@@ -61,8 +62,6 @@ class S5Mixer(Mixer):
   hippo_blocks: int = 8
   causal: bool = False
   chunk: int = 64
-  dropout: float = 0.0
-  dtype: DTypeLike = jnp.float32
 
   def __post_init__(self):
     super().__post_init__()
@@ -73,21 +72,6 @@ class S5Mixer(Mixer):
         's5: state_width must be a multiple of 2 hippo_blocks, here '
         f'{2 * self.hippo_blocks}, got {self.state_width}'
       )
-    if not 0.0 <= self.dropout < 1.0:
-      raise ValueError(f's5: dropout must be in [0, 1), got {self.dropout}')
-
-  def __call__(
-    self,
-    x_BTD: Array,
-    context_BSD: Array | None = None,
-    *,
-    tokens: Tokens,
-    context_tokens: Tokens | None = None,
-    deterministic: bool = True,
-  ) -> Array:
-    """See `Mixer`."""
-    self.check_call(x_BTD, context_BSD, tokens, context_tokens)
-    return self._mix(x_BTD, tokens, None, deterministic)[0]
 
   def init_state(
     self, batch_size: int, max_length: int, dtype: DTypeLike = jnp.float32
@@ -95,20 +79,11 @@ class S5Mixer(Mixer):
     """See `Mixer`; holds any number of tokens, always in complex64."""
     self.check_streaming()
     start = diagonal.empty(self.state_width // 2, jnp.complex64)
-    return jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), start
-    )
-
-  def extend(
-    self, x_BTD: Array, state: diagonal.Memory, *, tokens: Tokens
-  ) -> tuple[Array, diagonal.Memory]:
-    """See `Mixer`."""
-    self.check_extend(x_BTD, state, tokens)
-    return self._mix(x_BTD, tokens, state, True)
+    return repeated(start, batch_size)
 
   @nn.compact
-  def _mix(self, x_BTD, tokens, memory, deterministic):
-    """Both calls in one, since linen makes parameters in one place."""
+  def mix(self, x_BTD, tokens, memory, deterministic):
+    """See `ModelWidth`."""
     width, num_states = x_BTD.shape[-1], self.state_width // 2
     keep_BT1 = tokens.keep_BT[..., None]
     x_BTD = jnp.where(keep_BT1, x_BTD, 0).astype(self.dtype)
