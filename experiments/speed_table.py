@@ -65,9 +65,10 @@ def _judged(value: float, bar: float, places: int = 2) -> str:
 def _machine(rows: list[dict]) -> str:
   first = rows[0]
   torch = f', torch {first["torch"]}' if 'torch' in first else ''
+  commits = dict.fromkeys(row['commit'][:10] for row in rows)
   return (
     f'{first["device"]}, {first["threads"]} thread(s), jax {first["jax"]}'
-    f'{torch}; commit {first["commit"][:10]}.'
+    f'{torch}; of each row at one of the commits {", ".join(commits)}.'
   )
 
 
