@@ -75,7 +75,7 @@ class BigBirdAttention(MultiHead):
       self.at_least(setting, 0)
 
   @nn.nowrap
-  def head_params(self, num_source):
+  def head_params(self, num_source, step):
     """Random bits [H, N, r], from which the blocks are drawn; no parameters."""
     num_others = max(num_source - self.global_tokens, 1)
     num_blocks = -(-num_others // self._size())

@@ -85,7 +85,7 @@ class LinformerAttention(MultiHead):
       streams = (*streams[:3], shares)
     return streams, carry
 
-  def head_params(self, num_source):
+  def head_params(self, num_source, step):
     """E and F or the filters, [H, ...], or without H where shared."""
     if self.mixing in ('pool', 'dynamic'):
       return None, False

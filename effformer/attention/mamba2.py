@@ -87,7 +87,7 @@ class Mamba2Attention(Recurrent):
     step_BTGR = step_BTH.reshape(*step_BTH.shape[:2], groups, -1)
     return (q_BTGK, k_BTGK, v_BTGM, step_BTGR), carry
 
-  def head_params(self, num_source: int):
+  def head_params(self, num_source: int, step: Array | None):
     """See `MultiHead`: A and d, of the heads of each group."""
     shape = (self.num_heads,)
     log_rate_H = self.param('log_rate', recurrent.start_log_rate(1, 16), shape)

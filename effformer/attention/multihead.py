@@ -116,11 +116,13 @@ class MultiHead(Mixer):
     """The state of one head of one example before the first token."""
     raise NotImplementedError(self.refusal('streaming'))
 
-  def head_params(self, num_source: int) -> tuple[Any, bool]:
+  def head_params(
+    self, num_source: int, step: Array | None
+  ) -> tuple[Any, bool]:
     """Further parameters, and whether their first axis is that of the heads.
 
     `num_source` is the number of source tokens, or in a stream that of the new
-    ones.
+    ones; `step` is that of `Tokens`.
     """
     return (), False
 
@@ -214,7 +216,7 @@ class MultiHead(Mixer):
       tokens.position_BT, context_tokens.position_BT,
     )  # fmt: skip
     call = Call(is_packed, is_cross, x_BTD.shape[0] * self.num_heads)
-    params, is_per_head = self.head_params(context_BSD.shape[1])
+    params, is_per_head = self.head_params(context_BSD.shape[1], tokens.step)
     if state is None:
       o_BTHV = self.mix_heads(head, params, is_per_head, call)
     else:

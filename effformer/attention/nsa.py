@@ -126,7 +126,7 @@ class NativeSparseAttention(MultiHead):
     more = {name: self.projection(name, shape)(x_BTD) for name in names}
     return (*streams[:3], more), carry
 
-  def head_params(self, num_source):
+  def head_params(self, num_source, step):
     """phi of keys and of values."""
     width = self.known_head_width()
     shape = (self.compress_block, width)

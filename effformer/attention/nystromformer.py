@@ -71,7 +71,7 @@ class NystromformerAttention(MultiHead):
         f'{self.conv_width}'
       )
 
-  def head_params(self, num_source):
+  def head_params(self, num_source, step):
     """The filters [H, W]."""
     if not self.conv_width:
       return None, False

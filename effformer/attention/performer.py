@@ -39,16 +39,12 @@ import jax.numpy as jnp
 
 from effformer.attention.contract import Supports
 from effformer.attention.multihead import Call, Head, MultiHead
-from effformer.attention.primitives import random_directions, recurrence
-from effformer.attention.primitives.positions import rotate
-from effformer.attention.primitives.softmax import FLOOR, MASKED
+from effformer.attention.primitives import (
+  random_directions,
+  random_features,
+  recurrence,
+)
 from effformer.shapes import Array
-
-FEATURES = ('positive', 'hyperbolic', 'relu')
-# Added to the features 'relu', which else might all be 0.
-RELU_EPSILON = 1e-3
-# Sums of weights from here on count as none.
-TINY = 1e-30
 
 
 @flax.struct.dataclass
@@ -88,7 +84,6 @@ class PerformerAttention(MultiHead):
     linear_time=True,
     linear_memory=True,
   )
-  rotates_itself: ClassVar[bool] = True
   drops_itself: ClassVar[bool] = False
 
   features: str = 'positive'
@@ -99,7 +94,7 @@ class PerformerAttention(MultiHead):
 
   def __post_init__(self):
     super().__post_init__()
-    self.one_of('features', FEATURES)
+    self.one_of('features', random_features.FEATURES)
     self.at_least('num_features', 1)
     self.at_least('seed', 0)
     self.at_least('redraw_every', 0)
@@ -116,20 +111,6 @@ class PerformerAttention(MultiHead):
     if tokens.is_packed or context_tokens.is_packed:
       raise NotImplementedError(self.refusal('packing', 'with a context'))
 
-  def project(self, x_BTD, context_BSD, tokens, carry):
-    """See `MultiHead`; queries and keys are the scores of their features."""
-    streams, carry = super().project(x_BTD, context_BSD, tokens, carry)
-    q_BTHK, k_BSHK, v_BSHV, more = streams
-    if self.rotary:
-      over_heads = jax.vmap(rotate, in_axes=(1, None), out_axes=1)
-      turn = jax.vmap(over_heads)
-      q_BTHK = turn(q_BTHK, tokens.position_BT)
-      k_BSHK = turn(k_BSHK, tokens.position_BT)
-    omega_HMK = self.omega(k_BSHK.shape[-1], tokens.step)
-    q_BTHM = self._scores(q_BTHK, omega_HMK)
-    k_BSHM = self._scores(k_BSHK, omega_HMK)
-    return (q_BTHM, k_BSHM, v_BSHV, more), carry
-
   @nn.nowrap
   def omega(self, width: int, step: Array | None) -> Array:
     """Omega [H, M, K] for heads of width K at a training step, float32."""
@@ -139,32 +120,22 @@ class PerformerAttention(MultiHead):
       return random_directions.draw(self.seed, number, *shape)
     return jnp.asarray(random_directions.first(self.seed, *shape))
 
+  def head_params(self, num_source, step):
+    """Omega, which is no parameter."""
+    return self.omega(self.known_head_width(), step), True
+
   @nn.nowrap
-  def mix(self, head: Head, params, call: Call):
+  def mix(self, head: Head, omega_MK, call: Call):
     """See `MultiHead`."""
     if self.causal:
       start = self.head_state(0, head.v_SV.shape[-1], jnp.float32)
-      return self.step(head, start, params, call)[0]
-    q_TM, k_SM = head.q_TK, _or_masked(head.k_SK, head.segment_S)
-    v_SV = _with_ones(head.v_SV)
-    if self.features == 'relu':
-      q_TM, k_SM = _relu(q_TM), _relu(k_SM)
-    elif call.is_packed:
-      top_S1 = _top_of_segment(k_SM, head.segment_S)[:, None]
-      q_TM, k_SM = _exp_of_query(q_TM), _exp_below(k_SM, top_S1)
-    else:
-      # By feature: with 1 for the largest key of each feature, and for the
-      # largest feature of each query, no denominator is below 1.
-      top_1M = _or_zero(k_SM.max(0, keepdims=True))
-      q_TM, k_SM = _exp_of_query(q_TM + top_1M), _exp_below(k_SM, top_1M)
+      return self.step(head, start, omega_MK, call)[0]
     if call.is_packed:
-      streams = recurrence.Streams(q_TM, k_SM, v_SV)
-      sums_TV = recurrence.bidirectional(
-        streams, head.segment_T, chunk=self.chunk
-      )
-    else:
-      sums_TV = q_TM @ (k_SM.T @ v_SV)
-    return _ratio(sums_TV)
+      return self._packed(head, omega_MK)
+    return random_features.attend(
+      head.q_TK, head.k_SK, head.v_SV, head.segment_S, omega_MK,
+      features=self.features, rows=call.rows,
+    )  # fmt: skip
 
   @nn.nowrap
   def head_state(self, max_length, head_width, dtype):
@@ -174,79 +145,53 @@ class PerformerAttention(MultiHead):
     return Sums(memory, jnp.zeros((), jnp.float32))
 
   @nn.nowrap
-  def step(self, head: Head, state: Sums, params, call: Call):
+  def step(self, head: Head, state: Sums, omega_MK, call: Call):
     """See `MultiHead`."""
-    q_TM, k_TM = head.q_TK, _or_masked(head.k_SK, head.segment_T)
-    top, decay_T = state.top, None
-    if self.features == 'relu':
-      q_TM, k_TM = _relu(q_TM), _relu(k_TM)
-    else:
+    q_TM, k_TM = self._scores(head, omega_MK)
+    top, tops_T1, decay_T = state.top, 0.0, None
+    if self.features != 'relu':
       tops_T = _top_so_far(
         k_TM, head.segment_T, state.memory.segment, state.top
       )
-      top = tops_T[-1]
+      top, tops_T1 = tops_T[-1], tops_T[:, None]
       # Where a segment starts there is nothing to rescale.
       before_T = jnp.concatenate([state.top[None], tops_T[:-1]])
       decay_T = jnp.minimum(before_T - tops_T, 0.0)
-      q_TM, k_TM = _exp_of_query(q_TM), _exp_below(k_TM, tops_T[:, None])
+    streams = self._streams(q_TM, k_TM, tops_T1, head.v_SV)
     sums_TV, memory = recurrence.causal(
-      recurrence.Streams(q_TM, k_TM, _with_ones(head.v_SV), decay_T),
-      head.segment_T,
-      state.memory,
-      chunk=self.chunk,
-    )
-    return _ratio(sums_TV), Sums(memory, top)
+      streams._replace(decay=decay_T),
+      head.segment_T, state.memory, chunk=self.chunk,
+    )  # fmt: skip
+    return random_features.ratio(sums_TV), Sums(memory, top)
 
   @nn.nowrap
-  def _scores(self, x_BTHK, omega_HMK):
-    """What the features are functions of: the exponents, or Omega x'."""
-    x_BTHK = x_BTHK.astype(jnp.float32) * x_BTHK.shape[-1] ** -0.25
-    # The heads lead, as in the product and in what follows: no copy is made.
-    x_BHTK = jnp.moveaxis(x_BTHK, 2, 1)
-    scores_BHTM = jnp.einsum('bhtk,hmk->bhtm', x_BHTK, omega_HMK)
-    if self.features == 'hyperbolic':
-      scores_BHTM = jnp.concatenate([scores_BHTM, -scores_BHTM], axis=-1)
+  def _packed(self, head, omega_MK):
+    q_TM, k_TM = self._scores(head, omega_MK)
+    top_T1 = 0.0
     if self.features != 'relu':
-      scores_BHTM -= 0.5 * (x_BHTK**2).sum(-1, keepdims=True)
-    return jnp.moveaxis(scores_BHTM, 1, 2)
+      top_T1 = _top_of_segment(k_TM, head.segment_T)[:, None]
+    sums_TV = recurrence.bidirectional(
+      self._streams(q_TM, k_TM, top_T1, head.v_SV),
+      head.segment_T, chunk=self.chunk,
+    )  # fmt: skip
+    return random_features.ratio(sums_TV)
 
+  @nn.nowrap
+  def _scores(self, head, omega_MK):
+    """Of queries and of keys, those of padding masked."""
+    q_TM, k_SM = (
+      random_features.scores(x, omega_MK, self.features)
+      for x in (head.q_TK, head.k_SK)
+    )
+    return q_TM, random_features.or_masked(k_SM, head.segment_S)
 
-def _or_masked(k_SM, segment_S):
-  return jnp.where(segment_S[:, None] > 0, k_SM, MASKED)
-
-
-def _or_zero(top):
-  """The maximum, or 0 where there was no key; without a gradient."""
-  return jax.lax.stop_gradient(jnp.where(top > FLOOR, top, 0.0))
-
-
-def _exp_of_query(q_TM):
-  return _exp_below(q_TM, q_TM.max(-1, keepdims=True))
-
-
-def _exp_below(x_TM, top):
-  return jnp.exp(x_TM - jax.lax.stop_gradient(top))
-
-
-def _relu(x_TM):
-  """For keys of padding 0: phi(0) is not."""
-  return jnp.where(x_TM > FLOOR, jnp.maximum(x_TM, 0.0) + RELU_EPSILON, 0.0)
-
-
-def _with_ones(v_SV):
-  """Beside the values a column whose sum is the denominator."""
-  return jnp.pad(
-    v_SV.astype(jnp.float32), ((0, 0), (0, 1)), constant_values=1.0
-  )
-
-
-def _ratio(sums_TV):
-  is_live_T1 = sums_TV[:, -1:] > TINY
-  weight_T1 = jnp.where(is_live_T1, sums_TV[:, -1:], 1.0)
-  # The gradient of a / b has b^2, which would underflow.
-  scale_T1 = jax.lax.stop_gradient(1.0 / weight_T1)
-  o_TV = (sums_TV[:, :-1] * scale_T1) / (weight_T1 * scale_T1)
-  return jnp.where(is_live_T1, o_TV, 0.0)
+  @nn.nowrap
+  def _streams(self, q_TM, k_TM, top_T1, v_TV):
+    return recurrence.Streams(
+      random_features.of_queries(q_TM, self.features),
+      random_features.of_keys(k_TM, top_T1, self.features),
+      random_features.with_ones(v_TV),
+    )
 
 
 def _top_so_far(k_TM, segment_T, segment, top):

@@ -92,7 +92,7 @@ class ReformerAttention(MultiHead):
     v_BTHV = self.projection('value', width)(x_BTD)
     return (q_BTHK, q_BTHK, v_BTHV, None), carry
 
-  def head_params(self, num_source):
+  def head_params(self, num_source, step):
     """D of each head, [H, R, K, half of the buckets]."""
     kernel = self.get_variable('params', 'query_key')['kernel']
     size = sum(_factors(self.num_buckets)) // 2

@@ -40,7 +40,7 @@ class RetNetAttention(Recurrent):
   mechanism: ClassVar[str] = 'retnet'
   supports: ClassVar[Supports] = dataclasses.replace(SUPPORTS, rotary=True)
 
-  def head_params(self, num_source: int):
+  def head_params(self, num_source: int, step: Array | None):
     """See `MultiHead`: log gamma, fixed."""
     share_H = 2.0 ** (-5.0 - jnp.arange(self.num_heads, dtype=jnp.float32))
     return jnp.log1p(-share_H), True

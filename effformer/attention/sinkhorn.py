@@ -102,7 +102,7 @@ class SinkhornAttention(MultiHead):
     """See `MultiHead`."""
     return self.gumbel or super().is_random()
 
-  def head_params(self, num_source):
+  def head_params(self, num_source, step):
     """W, [H, K, largest number of blocks]."""
     max_length = self.max_length or num_source
     size = self.block or 64

@@ -86,7 +86,7 @@ class SparseAttention(MultiHead):
       )
 
   @nn.nowrap
-  def head_params(self, num_source):
+  def head_params(self, num_source, step):
     """Whether a head sees A2 alone, [H]; no parameters."""
     if not self.split_heads:
       return None, False

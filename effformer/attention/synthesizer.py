@@ -106,7 +106,7 @@ class SynthesizerAttention(MultiHead):
     q_BTHK = jnp.concatenate([*streams, nothing], axis=-1)
     return (q_BTHK, k_BSHK, v_BSHV, None), carry
 
-  def head_params(self, num_source):
+  def head_params(self, num_source, step):
     """What makes B, with the axis of the heads in front."""
     length = self._length(num_source)
     self._check_length(num_source, 'source tokens', length)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from effformer.attention.heads import Head
-from effformer.attention.primitives import blocks, chunked, softmax
+from effformer.attention.primitives import blocks, chunked, sliding, softmax
 from effformer.attention.primitives.softmax import Pattern
 from effformer.shapes import Array, DTypeLike
 
@@ -66,13 +66,8 @@ def attend(
   block = _block(pattern, block)
   # A row of one block needs no halo.
   halo = pattern.window if -(-length // step) > block else 0
-  sides = (halo * step, 0 if pattern.causal else halo * step)
-
-  def widen(x):
-    return jnp.pad(x, (sides,) + ((0, 0),) * (x.ndim - 1))
-
-  head = _with_keys(head, *map(widen, _keys(head)))
-  return _in_window(head, halo, pattern, block, rows, step)
+  sides = (halo, 0 if pattern.causal else halo)
+  return _in_window(head, sides, halo, pattern, block, rows, step)
 
 
 def empty(
@@ -110,7 +105,7 @@ def extend(
     position_T=head.position_T[order_T],
   )
   o_TV, lse_T = _in_window(
-    _with_keys(head, *keys),
+    _with_keys(head, *keys), (0, 0),
     pattern.window, pattern, _block(pattern, block), rows, step,
   )  # fmt: skip
 
@@ -204,69 +199,31 @@ def _rejoin(x, length):
   return x.reshape(-1, *x.shape[2:])[:length]
 
 
-def _in_window(head, halo, pattern, block, rows, step):
-  """`_band`, with a step; the halo is `halo * step` wide."""
-  if step == 1:
-    return _band(head, halo, pattern, block, rows)
-  band = functools.partial(
-    _band, halo=halo, pattern=pattern, block=block, rows=rows * step
-  )
-  return _in_phases(head, band, step, step)
+def _in_window(head, sides, first, pattern, block, rows, step):
+  """Attention within the window, for the tokens of each remainder.
 
-
-def _band(head, halo, pattern, block, rows):
-  """Attention within the window; key s has index s - halo."""
+  Before and after the keys there is padding, `sides`, with which the first
+  query has the index `first` among them. All count tokens of one remainder.
+  """
+  if step > 1:
+    one = functools.partial(
+      _in_window, sides=sides, first=first, pattern=pattern, block=block,
+      rows=rows * step, step=1,
+    )  # fmt: skip
+    return _in_phases(head, one, step, step)
   length = head.q_TK.shape[0]
   num_blocks = max(-(-length // block), 1)
   # Halos come from the neighbouring block, so blocks are no shorter.
-  size = max(-(-length // num_blocks), halo if num_blocks > 1 else 1)
-  num_blocks = max(-(-length // size), 1)
-  width = head.k_SK.shape[0] - length + size
-
-  def queries(x):
-    x = _pad_to(x, num_blocks * size)
-    return x.reshape(num_blocks, size, *x.shape[1:])
-
-  def keys(x):
-    if num_blocks == 1:
-      return x[None]
-    return _windows(x, num_blocks, size, width)
-
-  index_C = jnp.arange(size, dtype=jnp.int32) + halo
-  index_S = jnp.arange(width, dtype=jnp.int32)
-
-  def tile(inputs):
-    (q_CK, segment_C, position_C), sources, rng = inputs
-    k_SK, v_SV, segment_S, position_S = sources
-    where = softmax.Sites(
-      segment_C, segment_S, index_C, index_S, position_C, position_S
-    )
-    return chunked.attend(
-      q_CK, k_SK, v_SV, where, rng, head.bias, pattern=pattern
-    )
-
-  rngs = None if head.rng is None else jax.random.split(head.rng, num_blocks)
-  own = (head.q_TK, head.segment_T, head.position_T)
-  inputs = tuple(map(queries, own)), tuple(map(keys, _keys(head))), rngs
-  together = softmax.TILE_NUMBERS // (rows * size * width)
-  o_NCV, lse_NC = in_turn(tile, inputs, together)
-  o_TV = o_NCV.reshape(-1, o_NCV.shape[-1])[:length]
-  return o_TV, lse_NC.reshape(-1)[:length]
-
-
-def _windows(x, num_blocks, size, width):
-  """[N, width, ...]: rows n * size to n * size + width of x, zero padded.
-
-  Made of three shifted views; a gather would scatter in the backward pass.
-  """
-  x = _pad_to(x, (num_blocks + -(-width // size)) * size)
-  views, first = [], 0
-  while first < width:
-    view = x[first : first + num_blocks * size]
-    view = view.reshape(num_blocks, size, *x.shape[1:])
-    views.append(view[:, : width - first])
-    first += size
-  return jnp.concatenate(views, axis=1)
+  size = max(-(-length // num_blocks), first if num_blocks > 1 else 1)
+  width = head.k_SK.shape[0] + sum(sides) - length + size
+  cut = sliding.choose(
+    length, size=size, width=width, first=first, padding=sides[0], rows=rows
+  )
+  return sliding.attend(
+    sliding.Side((head.q_TK,), head.segment_T, head.position_T),
+    sliding.Side((head.k_SK, head.v_SV), head.segment_S, head.position_S),
+    head.rng, head.bias, pattern=pattern, cut=cut,
+  )  # fmt: skip
 
 
 def _pad_to(x, length):

@@ -11,7 +11,8 @@ the masks of two block sizes differ.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def attend(
     o_TV and lse_T, float32. A row without admissible keys has 0 and -inf.
   """
   lengths = q_TK.shape[0], k_SK.shape[0]
-  tiles = _square(block, *lengths)
+  tiles = square(block, *lengths)
   if not block:
     tiles = choose(*lengths, rows, pattern)
   # A custom gradient takes no constants of NumPy, but sums of them.
@@ -86,18 +87,15 @@ def choose(
 ) -> Tiles:
   """The tiles that were fastest on a CPU; `side` elsewhere and for few tokens.
 
-  A CPU is faster with large tiles of one head than with small ones of all: one
-  fills the cache. The backward pass likes few queries in a tile, which are its
-  columns.
+  A CPU is faster with large tiles of one head than with small ones of all. The
+  backward pass likes few queries in a tile, which are its columns.
   """
-  # Rows in turn cannot be spread over devices.
-  is_one_cpu = jax.default_backend() == 'cpu' and jax.device_count() == 1
-  square = _square(side(rows), num_queries, num_keys)
-  if not is_one_cpu or num_queries * num_keys < IN_TURN_FROM:
-    return square
+  tiles = square(side(rows), num_queries, num_keys)
+  if not goes_in_turn(num_queries, num_keys):
+    return tiles
   if pattern.dropout:
     # Its mask depends on the tile, and is to be the same on any device.
-    return square._replace(in_turn=True)
+    return tiles._replace(in_turn=True)
   forward, backward = (512, 256), (128, 512)
   if pattern.causal:
     forward, backward = (256, 256), (128, 256)
@@ -107,7 +105,8 @@ def choose(
   )
 
 
-def _square(block, num_queries, num_keys):
+def square(block: int, num_queries: int, num_keys: int) -> Tiles:
+  """Tiles with sides of at most `block`, where the other side allows."""
   tile = _fit((max(block, 1),) * 2, num_queries, num_keys)
   return Tiles(tile, tile)
 
@@ -121,8 +120,18 @@ def _fit(tile, num_queries, num_keys):
   )
 
 
-def _rows_in_turn(tiles, function):
-  if tiles.in_turn:
+def goes_in_turn(num_queries: int, num_keys: int) -> bool:
+  """Whether heads and examples are better taken one after the other.
+
+  One head fills the cache of a CPU. Rows in turn cannot be spread over devices.
+  """
+  is_one_cpu = jax.default_backend() == 'cpu' and jax.device_count() == 1
+  return is_one_cpu and num_queries * num_keys >= IN_TURN_FROM
+
+
+def rows_in_turn(in_turn: bool, function: Callable) -> Callable:
+  """`function`, which under `vmap` takes rows in turn if it is to."""
+  if in_turn:
     return jax.custom_batching.sequential_vmap(function)
   return function
 
@@ -130,12 +139,24 @@ def _rows_in_turn(tiles, function):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(pattern, tiles, *inputs):
   """o_TV and lse_T from (q_TK, k_SK, v_SV, where, rng, bias)."""
-  forward = functools.partial(_in_tiles, pattern, tiles.forward)
-  return _rows_in_turn(tiles, forward)(*inputs)
+  in_tiles = functools.partial(forward, pattern, tiles.forward)
+  return rows_in_turn(tiles.in_turn, in_tiles)(*inputs)
 
 
-def _in_tiles(pattern, tile, q_TK, k_SK, v_SV, where, rng, bias):
-  """A loop over blocks of queries, in it one over blocks of keys."""
+def forward(
+  pattern: Pattern,
+  tile: tuple[int, int],
+  q_TK: Array,
+  k_SK: Array,
+  v_SV: Array,
+  where: Sites,
+  rng: Array | None,
+  bias: Array | None,
+) -> tuple[Array, Array]:
+  """`attend` with such tiles and without a gradient of its own.
+
+  A loop over blocks of queries, in it one over blocks of keys.
+  """
   num_queries = q_TK.shape[0]
   queries, (k_NCK, v_NCV, *sites) = _cut(tile, (q_TK,), (k_SK, v_SV), where)
   can_skip = pattern.causal and k_NCK.shape[0] > 1
@@ -173,12 +194,12 @@ def _in_tiles(pattern, tile, q_TK, k_SK, v_SV, where, rng, bias):
       jnp.zeros((num_rows, 1), jnp.float32),
       jnp.zeros((num_rows, v_NCV.shape[-1]), jnp.float32),
     )
-    (top_T1, total_T1, sum_TV), _ = _scan(key_step, start, sites)
+    (top_T1, total_T1, sum_TV), _ = scan(key_step, start, sites)
     divisor_T1 = jnp.where(total_T1 > 0, total_T1, 1.0)
     lse_T1 = jnp.where(total_T1 > 0, top_T1 + jnp.log(divisor_T1), -jnp.inf)
     return None, (sum_TV / divisor_T1, lse_T1[:, 0])
 
-  o_NCV, lse_NC = _scan(query_step, None, queries)[1]
+  o_NCV, lse_NC = scan(query_step, None, queries)[1]
   o_TV = o_NCV.reshape(-1, o_NCV.shape[-1])[:num_queries]
   return o_TV, lse_NC.reshape(-1)[:num_queries]
 
@@ -191,20 +212,32 @@ def _attend_forward(pattern, tiles, *inputs):
 def _attend_backward(pattern, tiles, saved, cotangents):
   (q_TK, k_SK, v_SV, where, rng, bias), (o_TV, lse_T) = saved
   row_T = softmax.row(q_TK, o_TV, lse_T, *cotangents, v_SV.dtype)
-  backward = functools.partial(_gradient_in_tiles, pattern, tiles.backward)
-  gradients = _rows_in_turn(tiles, backward)(
+  in_tiles = functools.partial(gradient, pattern, tiles.backward)
+  gradients = rows_in_turn(tiles.in_turn, in_tiles)(
     row_T, k_SK, v_SV, where, rng, bias
   )
   gradients = jax.tree.map(
-    lambda gradient, x: gradient.astype(x.dtype),
+    lambda dx, x: dx.astype(x.dtype),
     gradients,
     (q_TK, k_SK, v_SV, bias),
   )
   return *gradients[:3], None, None, gradients[3]
 
 
-def _gradient_in_tiles(pattern, tile, row_T, k_SK, v_SV, where, rng, bias):
-  """A loop over blocks of keys, in it one over blocks of queries."""
+def gradient(
+  pattern: Pattern,
+  tile: tuple[int, int],
+  row_T: softmax.Row,
+  k_SK: Array,
+  v_SV: Array,
+  where: Sites,
+  rng: Array | None,
+  bias: Array | None,
+) -> tuple[Array, Array, Array, Array | None]:
+  """dQ, dK, dV and the gradient of the bias, float32, from `softmax.row`.
+
+  A loop over blocks of keys, in it one over blocks of queries.
+  """
   num_queries, num_keys = row_T.q_TK.shape[0], k_SK.shape[0]
   (*rows, segments, indices, positions), keys = _cut(
     tile, row_T, (k_SK, v_SV), where
@@ -231,7 +264,7 @@ def _gradient_in_tiles(pattern, tile, row_T, k_SK, v_SV, where, rng, bias):
       return tuple(sums), dq_TK
 
     zeros = tuple(jnp.zeros(a.shape, jnp.float32) for a in (k_SK, v_SV))
-    (dk_SK, dv_SV, dbias), dq_NCK = _scan(
+    (dk_SK, dv_SV, dbias), dq_NCK = scan(
       query_step, (*zeros, dbias), (dq_NCK, segments, indices, positions)
     )
     return (dq_NCK, dbias), (dk_SK, dv_SV)
@@ -240,7 +273,7 @@ def _gradient_in_tiles(pattern, tile, row_T, k_SK, v_SV, where, rng, bias):
     jnp.zeros(rows[0].shape, jnp.float32),
     jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), bias),
   )
-  (dq_NCK, dbias), (dk_NCK, dv_NCV) = _scan(key_step, start, keys)
+  (dq_NCK, dbias), (dk_NCK, dv_NCV) = scan(key_step, start, keys)
   dq_TK, dk_SK, dv_SV = (
     x.reshape(-1, x.shape[-1])[:length]
     for x, length in (
@@ -283,7 +316,7 @@ def _unless_apart(where, can_skip, run, carry):
   return jax.lax.cond(is_apart, lambda carry: carry, run, carry)
 
 
-def _scan(step, carry, blocks):
+def scan(step: Callable, carry: Any, blocks: Any) -> tuple[Any, Any]:
   """`lax.scan` over numbered blocks; a single block needs no loop."""
   num_blocks = jax.tree.leaves(blocks)[0].shape[0]
   numbered = (jnp.arange(num_blocks), *blocks)
