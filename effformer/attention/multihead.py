@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from effformer.attention import heads
 from effformer.attention.contract import Mixer, State, repeated
 from effformer.attention.heads import Call, Head
-from effformer.attention.primitives import positions
+from effformer.attention.primitives import one_by_one, positions
 from effformer.shapes import Array, DTypeLike, Tokens
 
 __all__ = ['Call', 'Head', 'MultiHead']
@@ -45,6 +45,9 @@ class MultiHead(Mixer):
   # Whether all heads that share keys and values are mixed in one call, with
   # queries [T, G, K]; see `heads`.
   mixes_groups: ClassVar[bool] = False
+  # Whether it makes choices, which a last bit can turn over: it then computes
+  # in the same way with and without a gradient.
+  is_discrete: ClassVar[bool] = False
   # Whether a stream has a state of its own before the heads.
   has_carry: ClassVar[bool] = False
 
@@ -97,10 +100,14 @@ class MultiHead(Mixer):
     self, head: Head, params: Any, is_per_head: bool, call: Call
   ) -> Array:
     """`mix` for all heads of all examples -> o_BTHV; see `heads.lift`."""
-    return heads.lift(
-      lambda head, params: self.mix(self._rotated(head), params, call),
-      head, params, is_per_head, self.mixes_groups,
-    )  # fmt: skip
+
+    def one(head, params):
+      return self.mix(self._rotated(head), params, call)
+
+    is_long = one_by_one.is_faster(head.q_TK.shape[1], head.q_TK.shape[3])
+    if is_long and not self.is_discrete:
+      one = one_by_one.forward_rows(one)
+    return heads.lift(one, head, params, is_per_head, self.mixes_groups)
 
   @nn.nowrap
   def step(

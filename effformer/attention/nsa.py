@@ -98,6 +98,7 @@ class NativeSparseAttention(MultiHead):
     linear_memory=True,
   )
   rotates_itself: ClassVar[bool] = True
+  is_discrete: ClassVar[bool] = True
   mixes_groups: ClassVar[bool] = True
 
   compress_block: int = 32

@@ -65,6 +65,7 @@ class ReformerAttention(MultiHead):
     choice_leaks=True,
   )
   rotates_itself: ClassVar[bool] = True
+  is_discrete: ClassVar[bool] = True
 
   block: int = 0
   num_hashes: int = 2

@@ -17,12 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from effformer.attention.primitives import softmax
+from effformer.attention.primitives import one_by_one, softmax
 from effformer.attention.primitives.softmax import FLOOR, Pattern, Sites
 from effformer.shapes import Array
-
-# Pairs of tokens from which a CPU takes heads and examples one by one.
-IN_TURN_FROM = 1 << 16
 
 
 class Tiles(NamedTuple):
@@ -91,7 +88,7 @@ def choose(
   backward pass likes few queries in a tile, which are its columns.
   """
   tiles = square(side(rows), num_queries, num_keys)
-  if not goes_in_turn(num_queries, num_keys):
+  if not one_by_one.is_faster(num_queries, num_keys):
     return tiles
   if pattern.dropout:
     # Its mask depends on the tile, and is to be the same on any device.
@@ -120,27 +117,11 @@ def _fit(tile, num_queries, num_keys):
   )
 
 
-def goes_in_turn(num_queries: int, num_keys: int) -> bool:
-  """Whether heads and examples are better taken one after the other.
-
-  One head fills the cache of a CPU. Rows in turn cannot be spread over devices.
-  """
-  is_one_cpu = jax.default_backend() == 'cpu' and jax.device_count() == 1
-  return is_one_cpu and num_queries * num_keys >= IN_TURN_FROM
-
-
-def rows_in_turn(in_turn: bool, function: Callable) -> Callable:
-  """`function`, which under `vmap` takes rows in turn if it is to."""
-  if in_turn:
-    return jax.custom_batching.sequential_vmap(function)
-  return function
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(pattern, tiles, *inputs):
   """o_TV and lse_T from (q_TK, k_SK, v_SV, where, rng, bias)."""
   in_tiles = functools.partial(forward, pattern, tiles.forward)
-  return rows_in_turn(tiles.in_turn, in_tiles)(*inputs)
+  return one_by_one.rows(in_tiles, tiles.in_turn)(*inputs)
 
 
 def forward(
@@ -213,7 +194,7 @@ def _attend_backward(pattern, tiles, saved, cotangents):
   (q_TK, k_SK, v_SV, where, rng, bias), (o_TV, lse_T) = saved
   row_T = softmax.row(q_TK, o_TV, lse_T, *cotangents, v_SV.dtype)
   in_tiles = functools.partial(gradient, pattern, tiles.backward)
-  gradients = rows_in_turn(tiles.in_turn, in_tiles)(
+  gradients = one_by_one.rows(in_tiles, tiles.in_turn)(
     row_T, k_SK, v_SV, where, rng, bias
   )
   gradients = jax.tree.map(

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from effformer.attention.primitives import chunked, softmax
+from effformer.attention.primitives import chunked, one_by_one, softmax
 from effformer.attention.primitives.softmax import FLOOR, MASKED
 from effformer.shapes import Array
 
@@ -117,7 +117,7 @@ def attend(
   """
   lengths = q_TK.shape[0], k_SK.shape[0]
   num_features = omega_MK.shape[0] * (1 + (features == 'hyperbolic'))
-  in_turn = chunked.goes_in_turn(min(lengths), num_features)
+  in_turn = one_by_one.is_faster(min(lengths), num_features)
   most = IN_TURN_NUMBERS if in_turn else softmax.TILE_NUMBERS // rows
   most = max(most // num_features, 64)
   sizes = tuple(softmax.even_size(length, most) for length in lengths)
@@ -132,7 +132,7 @@ def _attend(rule, *inputs):
 
 def _attend_forward(rule, *inputs):
   forward = functools.partial(_forward, rule)
-  o_TV, *saved = chunked.rows_in_turn(rule.in_turn, forward)(*inputs)
+  o_TV, *saved = one_by_one.rows(forward, rule.in_turn)(*inputs)
   return o_TV, (inputs, o_TV, *saved)
 
 
@@ -180,9 +180,7 @@ def _query_features(rule, q_CK, omega_MK, top_1M):
 def _attend_backward(rule, saved, do_TV):
   inputs, *results = saved
   backward = functools.partial(_backward, rule)
-  gradients = chunked.rows_in_turn(rule.in_turn, backward)(
-    *inputs, *results, do_TV
-  )
+  gradients = one_by_one.rows(backward, rule.in_turn)(*inputs, *results, do_TV)
   gradients = jax.tree.map(
     lambda gradient, x: gradient.astype(x.dtype), gradients, inputs[:3]
   )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from effformer.attention.primitives import chunked, softmax
+from effformer.attention.primitives import chunked, one_by_one, softmax
 from effformer.attention.primitives.softmax import Pattern
 from effformer.shapes import Array
 
@@ -55,7 +55,7 @@ def choose(
 ) -> Cut:
   """The cut of so many queries, of which `rows` rows are under `vmap`."""
   num_blocks = max(-(-length // size), 1)
-  in_turn = chunked.goes_in_turn(length, width)
+  in_turn = one_by_one.is_faster(length, width)
   most = IN_TURN_NUMBERS if in_turn else softmax.TILE_NUMBERS // rows
   group = max(most // (size * width), 1)
   num_groups = -(-num_blocks // group)
@@ -92,7 +92,7 @@ def attend(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(pattern, cut, *inputs):
   forward = functools.partial(_forward, pattern, cut)
-  return chunked.rows_in_turn(cut.in_turn, forward)(*inputs)
+  return one_by_one.rows(forward, cut.in_turn)(*inputs)
 
 
 def _forward(pattern, cut, queries, keys, rng, bias):
@@ -121,7 +121,7 @@ def _attend_backward(pattern, cut, saved, cotangents):
   (q_TK,), (k_SK, v_SV) = queries.arrays, keys.arrays
   row_T = softmax.row(q_TK, o_TV, lse_T, *cotangents, v_SV.dtype)
   backward = functools.partial(_backward, pattern, cut)
-  gradients = chunked.rows_in_turn(cut.in_turn, backward)(
+  gradients = one_by_one.rows(backward, cut.in_turn)(
     queries._replace(arrays=tuple(row_T)), keys, rng, bias
   )
   dq_TK, dk_SK, dv_SV, dbias = jax.tree.map(

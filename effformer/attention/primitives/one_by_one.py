@@ -1,0 +1,46 @@
+"""Rows, the heads of all examples: together under `vmap`, or one by one.
+
+One row at a time fills the cache of a CPU, and needs the memory of one row; all
+together fill an accelerator. The two differ in the last bits.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+# Numbers in an array of a row from which a CPU takes rows one by one.
+FROM = 1 << 16
+
+
+def is_faster(*shape: int) -> bool:
+  """Whether this is a place to take rows with arrays of this shape one by one.
+
+  Never on several devices, over which a loop over rows cannot be spread.
+  """
+  numbers = 1
+  for size in shape:
+    numbers *= size
+  is_one_cpu = jax.default_backend() == 'cpu' and jax.device_count() == 1
+  return is_one_cpu and numbers >= FROM
+
+
+def rows(function: Callable, is_so: bool = True) -> Callable:
+  """`function`, of which `vmap` makes a loop; not to be differentiated."""
+  return jax.custom_batching.sequential_vmap(function) if is_so else function
+
+
+def forward_rows(function: Callable) -> Callable:
+  """`rows`, but where a gradient is asked for they are taken together.
+
+  What is kept for the gradient would be copied out of the loop.
+  """
+
+  @jax.custom_vjp
+  def call(*inputs):
+    return rows(function)(*inputs)
+
+  def forward(*inputs):
+    return jax.vjp(function, *inputs)
+
+  call.defvjp(forward, lambda pull, cotangent: pull(cotangent))
+  return call
