@@ -3,10 +3,11 @@
 
     O = softmax(Q (E K)^T / sqrt(K)) (F V),   E, F in R^{r x max_length}
 
-Cost: time T r K, memory T r. Keys and values of padding are zeroed after their
-bias and before E and F; the r logits are not masked. Shorter rows use the first
-columns of E and F, so padding on the right is harmless, and padding on the left
-changes the answer. A row without real tokens returns 0.
+Cost: time T r K, memory T r. Where all heads share E and F, E (X W) is made as
+(E X) W: keys and values of tokens are never made. Keys and values of padding
+count as 0, without bias; the r logits are not masked. Shorter rows use the
+first columns of E and F, so padding on the right is harmless, and padding on
+the left changes the answer. A row without real tokens returns 0.
 
 `mixing` has further maps from tokens to mixtures; a mixture of no real token is
 masked, and with as many mixtures as tokens the first two can be softmax itself:
@@ -27,6 +28,7 @@ Deviation: E and F start with variance 1 / max_length (the paper's theory has
 1 / r), so that mixtures of any number of tokens start at the scale of one.
 """
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -77,7 +79,12 @@ class LinformerAttention(MultiHead):
     self.one_of('sharing', SHARING)
 
   def project(self, x_BTD, context_BSD, tokens, carry):
-    """See `MultiHead`; `more` are the logits of dynamic mixtures."""
+    """See `MultiHead`; keys and values may be mixed already.
+
+    `more` are the logits of dynamic mixtures.
+    """
+    if self._mixes_first():
+      return self._project_mixtures(x_BTD, context_BSD, tokens), carry
     streams, carry = super().project(x_BTD, context_BSD, tokens, carry)
     if self.mixing == 'dynamic':
       groups = self.num_kv_heads or self.num_heads
@@ -85,10 +92,58 @@ class LinformerAttention(MultiHead):
       streams = (*streams[:3], shares)
     return streams, carry
 
+  @nn.nowrap
+  def _mixes_first(self):
+    """Whether the same mixtures serve all heads and channels."""
+    is_shared = self.mixing == 'learned' and self.sharing != 'none'
+    return is_shared or self.mixing == 'pool'
+
+  @nn.nowrap
+  def _project_mixtures(self, x_BTD, context_BSD, tokens):
+    """E (X W) as (E X) W, which has r rows to project instead of S."""
+    width = self.width_of_head(x_BTD.shape[-1])
+    shape = (self.num_kv_heads or self.num_heads, width)
+    q_BTHK = self.projection('query', (self.num_heads, width))(x_BTD)
+    keep_BS = tokens.keep_BT
+    context_BSD = jnp.where(keep_BS[..., None], context_BSD, 0)
+    context_BSD = context_BSD.astype(self.dtype)
+
+    def learned(mix_MS):
+      mix_MS = mix_MS[:, : context_BSD.shape[1]]
+      mixed_BMD = softmax.product(
+        'ms,bsd->bmd', mix_MS.astype(self.dtype), context_BSD
+      )
+      return mixed_BMD, keep_BS.astype(jnp.float32) @ mix_MS.T
+
+    def projected(name, mixture):
+      mixed_BMD, weight_BM = mixture
+      dense = self.projection(name, shape)
+      y_BMHK = dense(mixed_BMD.astype(self.dtype))
+      if self.use_bias:
+        # A mixture has the bias of each of its tokens.
+        bias_HK = dense(jnp.zeros_like(context_BSD[0, 0]))
+        y_BMHK += (weight_BM[..., None, None] - 1) * bias_HK[None, None]
+      return y_BMHK.astype(self.dtype)
+
+    if self.mixing == 'pool':
+      mean = functools.partial(pooling.means, rank=self.rank)
+      keys = values = jax.vmap(mean)(context_BSD, tokens.segment_BT)
+    else:
+      mix_keys, mix_values = self._parameters(context_BSD.shape[1])
+      keys = values = learned(mix_keys)
+      if mix_values is not mix_keys:
+        values = learned(mix_values)
+    k_BMHK, v_BMHV = projected('key', keys), projected('value', values)
+    return q_BTHK, k_BMHK, v_BMHV, None
+
   def head_params(self, num_source, step):
     """E and F or the filters, [H, ...], or without H where shared."""
-    if self.mixing in ('pool', 'dynamic'):
+    if self._mixes_first() or self.mixing == 'dynamic':
       return None, False
+    return self._parameters(num_source), self.sharing == 'none'
+
+  @nn.nowrap
+  def _parameters(self, num_source):
     is_learned = self.mixing == 'learned'
     max_length = self.max_length
     if max_length is None:
@@ -104,7 +159,7 @@ class LinformerAttention(MultiHead):
     shape, addends = (self.rank, max_length), max_length
     if not is_learned:
       addends = -(-max_length // self.rank)
-      width = self.get_variable('params', 'value')['kernel'].shape[-1]
+      width = self.known_head_width()
       shape = (addends, width)
     if self.sharing == 'none':
       shape = (self.num_heads, *shape)
@@ -113,22 +168,28 @@ class LinformerAttention(MultiHead):
     mix_values = mix_keys
     if self.sharing != 'key_value':
       mix_values = self.param('mix_values', init, shape)
-    return (mix_keys, mix_values), self.sharing == 'none'
+    return mix_keys, mix_values
 
   @nn.nowrap
   def mix(self, head: Head, params, call: Call):
     """See `MultiHead`."""
-    mixtures = getattr(self, f'_{self.mixing}')
-    keep_S1 = head.segment_S[:, None] > 0
-    k_SK, v_SV = (jnp.where(keep_S1, x, 0) for x in (head.k_SK, head.v_SV))
-    (k_MK, v_MV), is_there_M = mixtures((k_SK, v_SV), head, params)
+    if self._mixes_first():
+      k_MK, v_MV = head.k_SK, head.v_SV
+      is_there_M = jnp.ones((self.rank,), jnp.int32)
+      if self.mixing == 'pool':
+        is_there_M = pooling.is_there(head.segment_S, self.rank)
+    else:
+      mixtures = getattr(self, f'_{self.mixing}')
+      keep_S1 = head.segment_S[:, None] > 0
+      sources = [jnp.where(keep_S1, x, 0) for x in (head.k_SK, head.v_SV)]
+      (k_MK, v_MV), is_there_M = mixtures(sources, head, params)
     # All mixtures are one segment, which every real query may see.
     where = softmax.sites(jnp.minimum(head.segment_T, 1), is_there_M)
     pattern = softmax.Pattern(dropout=0.0 if head.rng is None else self.dropout)
     return chunked.attend(
       head.q_TK,
-      k_MK.astype(k_SK.dtype),
-      v_MV.astype(v_SV.dtype),
+      k_MK.astype(head.k_SK.dtype),
+      v_MV.astype(head.v_SV.dtype),
       where,
       head.rng,
       pattern=pattern,
@@ -142,11 +203,6 @@ class LinformerAttention(MultiHead):
       return softmax.product('ms,sk->mk', mix_MS, x_SK)
 
     return map(project, sources, params), jnp.ones((self.rank,), jnp.int32)
-
-  @nn.nowrap
-  def _pool(self, sources, head, params):
-    pooled = [pooling.means(x, head.segment_S, self.rank) for x in sources]
-    return (mean_MK for mean_MK, _ in pooled), pooled[0][1]
 
   @nn.nowrap
   def _conv(self, sources, head, params):

@@ -138,8 +138,8 @@ class MultiHead(Mixer):
   ) -> tuple[tuple[Array, Array, Array, Any], Any]:
     """q [B, T, H, K]; k, v and more streams [B, S, H', ...]; the new carry.
 
-    A carry is what a stream needs before the heads (`has_carry`); None outside
-    of a stream.
+    `tokens` are those of the context. A carry is what a stream needs before the
+    heads (`has_carry`); None outside of a stream.
     """
     width = self.width_of_head(x_BTD.shape[-1])
     sources = (self.num_kv_heads or self.num_heads, width)
@@ -211,7 +211,7 @@ class MultiHead(Mixer):
     if state is not None and self.has_carry:
       state, carry = state
     (q_BTHK, k_BSHK, v_BSHV, more), carry = self.project(
-      x_BTD, context_BSD, tokens, carry
+      x_BTD, context_BSD, context_tokens, carry
     )
     rng = None
     if self.is_random() and not deterministic:

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 
 from effformer.attention.contract import Supports
 from effformer.attention.multihead import Call, Head, MultiHead
-from effformer.attention.primitives import chunked, pooling, softmax
+from effformer.attention.primitives import chunked, one_by_one, pooling, softmax
 from effformer.shapes import Array
 
 # Tokens that are convolved in one product, if not fewer than the taps.
@@ -128,6 +128,13 @@ def convolve(v_TV: Array, filter_W: Array) -> Array:
 
   A product of overlapping blocks of C tokens with a band [C, C + W - 1].
   """
+  return one_by_one.recomputed_rows(
+    _convolve, (v_TV, filter_W), None, one_by_one.is_faster(*v_TV.shape)
+  )
+
+
+def _convolve(inputs, _):
+  v_TV, filter_W = inputs
   length, taps = v_TV.shape[0], filter_W.shape[0]
   size = max(softmax.even_size(length, BLOCK), taps - 1)
   num_blocks = -(-length // size)

@@ -5,6 +5,7 @@ together fill an accelerator. The two differ in the last bits.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -44,3 +45,28 @@ def forward_rows(function: Callable) -> Callable:
 
   call.defvjp(forward, lambda pull, cotangent: pull(cotangent))
   return call
+
+
+def recomputed_rows(
+  function: Callable, inputs: Any, constants: Any, is_so: bool = True
+) -> Any:
+  """`rows` of `function(inputs, constants)`, with a gradient of the inputs.
+
+  Nothing but these is kept for it, so `function` should be cheap.
+  """
+
+  @jax.custom_vjp
+  def call(inputs, constants):
+    return rows(function, is_so)(inputs, constants)
+
+  def forward(*arguments):
+    return call(*arguments), arguments
+
+  def backward(arguments, cotangent):
+    def pull(inputs, constants, cotangent):
+      return jax.vjp(lambda x: function(x, constants), inputs)[1](cotangent)[0]
+
+    return rows(pull, is_so)(*arguments, cotangent), None
+
+  call.defvjp(forward, backward)
+  return call(inputs, constants)

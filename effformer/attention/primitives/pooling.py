@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from effformer.attention.primitives import softmax
+from effformer.attention.primitives import one_by_one, softmax
 from effformer.shapes import Array
 
 
@@ -14,8 +14,22 @@ def means(x_TK: Array, segment_T: Array, rank: int) -> tuple[Array, Array]:
   T M K, memory T M.
 
   Returns:
-    mean_MK, float32, 0 where empty; int32 [M], 1 where not empty, else 0.
+    mean_MK, float32, 0 where empty; and `is_there`.
   """
+  mean_MK = one_by_one.recomputed_rows(
+    lambda x_TK, segment_T: _means(x_TK, segment_T, rank),
+    x_TK, segment_T, one_by_one.is_faster(*x_TK.shape),
+  )  # fmt: skip
+  return mean_MK, is_there(segment_T, rank)
+
+
+def is_there(segment_T: Array, rank: int) -> Array:
+  """int32 [M], 1 where the group has a token, else 0."""
+  first_M = -(-jnp.arange(rank + 1) * (segment_T > 0).sum() // rank)
+  return (first_M[1:] > first_M[:-1]).astype(jnp.int32)
+
+
+def _means(x_TK, segment_T, rank):
   keep_T = segment_T > 0
   count_T = jnp.cumsum(keep_T, dtype=jnp.int32)
   group_T = (count_T - 1) * rank // jnp.maximum(count_T[-1], 1)
@@ -23,5 +37,4 @@ def means(x_TK: Array, segment_T: Array, rank: int) -> tuple[Array, Array]:
   size_M1 = member_MT.sum(-1, keepdims=True)
   x_TK = jnp.where(keep_T[:, None], x_TK, 0)
   sum_MK = softmax.product('mt,tk->mk', member_MT.astype(x_TK.dtype), x_TK)
-  is_there_M = (size_M1[:, 0] > 0).astype(jnp.int32)
-  return sum_MK / jnp.maximum(size_M1, 1), is_there_M
+  return sum_MK / jnp.maximum(size_M1, 1)

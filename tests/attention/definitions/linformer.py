@@ -13,6 +13,7 @@ CONV = {'rank': 4, 'max_length': LONGER, 'mixing': 'conv'}
 SMALL = [
   LEARNED,
   {**LEARNED, 'sharing': 'none'},
+  {**LEARNED, 'sharing': 'headwise'},
   {'rank': 3, 'mixing': 'pool'},
   CONV,
   {**CONV, 'sharing': 'none'},

@@ -1,5 +1,6 @@
 """Linformer: limits of its further mixtures, and lengths."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -67,6 +68,34 @@ def test_filters_are_of_each_channel():
   o_HV = (v_THV * taps_WK[:, None]).sum(0)
   expected_D = np.einsum('hv,hvd->d', o_HV, params['out']['kernel'])
   assert_close(y_BTD[0], np.stack([expected_D] * 2), 2e-5)
+
+
+# E (X W + b) is made as (E X) W + E b where all heads share E.
+
+
+@pytest.mark.parametrize('mixing', ['learned', 'pool'])
+def test_mixtures_of_tokens_are_those_of_their_heads(mixing):
+  lengths = np.array([5, 2])
+  per_head = PLAIN.having(rank=3, sharing='none', use_bias=True)
+  params = jax.tree.map(
+    lambda x: x + normal(*x.shape, seed=3), variables_of(per_head)['params']
+  )
+  shared = per_head.having(sharing='headwise')
+  mixes = {name: params.pop(name)[:1] for name in ('mix_keys', 'mix_values')}
+  rows, own = B, {name: mix_MT[0] for name, mix_MT in mixes.items()}
+  if mixing == 'pool':
+    shared = PLAIN.having(rank=3, mixing='pool', use_bias=True)
+    # Of the first row's five tokens groups of 2, 2 and 1.
+    mean_1MT = np.zeros((1, 3, T), 'f4')
+    mean_1MT[0, 0, :2] = mean_1MT[0, 1, 2:4] = 0.5
+    mean_1MT[0, 2, 4] = 1
+    rows, own, mixes = 1, {}, dict.fromkeys(mixes, mean_1MT)
+  x_BTD, tokens = normal(B, T, D)[:rows], Tokens.from_lengths(lengths[:rows], T)
+  repeated = {name: np.repeat(x, H, axis=0) for name, x in mixes.items()}
+  expected_BTD = call_of(per_head)({'params': params | repeated}, x_BTD, tokens)
+  y_BTD = call_of(shared)({'params': params | own}, x_BTD, tokens)
+  keep_BT = np.asarray(tokens.keep_BT)
+  assert_close(y_BTD[keep_BT], expected_BTD[keep_BT], 1e-5)
 
 
 # Lengths.
