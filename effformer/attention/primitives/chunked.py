@@ -95,7 +95,7 @@ def choose(
     return tiles._replace(in_turn=True)
   forward, backward = (512, 256), (128, 512)
   if pattern.causal:
-    forward, backward = (256, 256), (128, 256)
+    forward, backward = (256, 256), (256, 256)
   return Tiles(
     *(_fit(tile, num_queries, num_keys) for tile in (forward, backward)),
     in_turn=True,

@@ -112,7 +112,8 @@ def test_wrong_table_is_refused():
 
 def test_memory_grows_linearly_with_the_length():
   sizes = []
-  for length in (1024, 2048, 4096):
+  # From here on as many blocks are in work together.
+  for length in (8192, 16384, 32768):
     block, num_blocks = 64, length // 64
     near = np.arange(num_blocks)[:, None] + np.array([[-1, 0]])
     segments = jnp.ones((length,), jnp.int32)
@@ -125,4 +126,4 @@ def test_memory_grows_linearly_with_the_length():
 
     compiled = jax.jit(jax.grad(loss)).lower(jnp.zeros((length, 16))).compile()
     sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-  assert sizes[2] - sizes[1] <= 2.2 * (sizes[1] - sizes[0])
+  assert sizes[2] - sizes[1] <= 2.2 * (sizes[1] - sizes[0]), sizes
