@@ -152,12 +152,14 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
     groups.setdefault((row['task'], row['mechanism']), []).append(row)
   for (task, mechanism), group in groups.items():
     tests = [float(row['test_accuracy']) for row in group]
-    spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
+    score = f'{statistics.mean(tests):.1f}'
+    if len(tests) > 1:
+      score += f' ± {statistics.stdev(tests):.1f}'
     first = group[0]
     floor = statistics.mean(float(row['floor']) for row in group)
     rate = max(float(row['steps_per_second']) for row in group)
     lines.append(
-      f'| {task} | {mechanism} | {statistics.mean(tests):.1f} ± {spread:.1f} | '
+      f'| {task} | {mechanism} | {score} | '
       f'{floor:.1f} ({first["floor_name"].replace("_", " ")}) | '
       f'{first["majority"]} | {len(group)} | {int(first["num_params"]):,} | '
       f'{first["steps"]} of {first["batch_size"]} | {rate:.2f} |'
@@ -165,8 +167,9 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
   waiting = max(float(row['waiting_share']) for row in rows)
   lines += [
     '',
-    'Steps per second: of the fastest seed, on two cores that other work '
-    'may have shared (see the table of speed for fair ratios).',
+    'A row of one seed has no spread. Steps per second: of the fastest seed, '
+    'on one or two cores that other work may have shared',
+    '(see the table of speed for fair ratios).',
     f'At most {100 * waiting:.1f}% of the training time went into waiting for '
     'data.',
   ]

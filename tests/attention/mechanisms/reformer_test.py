@@ -187,7 +187,7 @@ def test_near_tokens_meet_more_often():
 
 def test_heads_have_hashes_of_their_own():
   params, is_per_head = module_of(make(num_hashes=2)).apply(
-    variables_of(make(num_hashes=2)), T, method='head_params'
+    variables_of(make(num_hashes=2)), T, None, method='head_params'
   )
   assert is_per_head
   assert params.shape == (H, 2, K, 2)

@@ -19,15 +19,14 @@ from tests.attention.cases import (
 
 
 def test_decays_of_the_heads():
-  log_gamma_H, is_per_head = attention.build('retnet', num_heads=4).head_params(
-    T
-  )
+  retnet = attention.build('retnet', num_heads=4)
+  log_gamma_H, is_per_head = retnet.head_params(T, None)
   assert is_per_head
   np.testing.assert_allclose(
     np.exp(log_gamma_H), [31 / 32, 63 / 64, 127 / 128, 255 / 256], rtol=1e-7
   )
   # No head of a wide layer stops decaying because of rounding.
-  log_gamma_H, _ = attention.build('retnet', num_heads=30).head_params(T)
+  log_gamma_H, _ = attention.build('retnet', num_heads=30).head_params(T, None)
   np.testing.assert_allclose(log_gamma_H[-1], -(2.0**-34), rtol=1e-6)
 
 
