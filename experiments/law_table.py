@@ -33,6 +33,7 @@ LAWS = {
   'test_stream_by_single_tokens_and_by_parts': 'L4',
   'test_padding_leaves_the_state_as_it_was': 'L4',
   'test_equals_dense_definition': 'L5',
+  'test_heads_one_by_one_equal_dense_definition': 'L5',
   'test_row_without_tokens_gives_zero_and_no_gradient': 'L7',
   'test_empty_context_gives_zero': 'L7',
   'test_order_of_sources_matters_only_where_declared': 'L8',
