@@ -4,13 +4,19 @@ One row at a time fills the cache of a CPU, and needs the memory of one row; all
 together fill an accelerator. The two differ in the last bits.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from effformer.attention.primitives import softmax
+
 # Numbers in an array of a row from which a CPU takes rows one by one.
 FROM = 1 << 16
+# Numbers in work at once: what stays in the cache of a CPU, of a row that is
+# alone and of all rows together, and what fills an accelerator.
+ALONE, TOGETHER, ACCELERATOR = 1 << 17, softmax.TILE_NUMBERS, 1 << 24
 
 
 def is_faster(*shape: int) -> bool:
@@ -18,11 +24,16 @@ def is_faster(*shape: int) -> bool:
 
   Never on several devices, over which a loop over rows cannot be spread.
   """
-  numbers = 1
-  for size in shape:
-    numbers *= size
   is_one_cpu = jax.default_backend() == 'cpu' and jax.device_count() == 1
-  return is_one_cpu and numbers >= FROM
+  return is_one_cpu and math.prod(shape) >= FROM
+
+
+def numbers(is_so: bool, num_rows: int) -> int:
+  """How many numbers of a row a primitive should work on at once."""
+  if is_so:
+    return ALONE
+  on_cpu = jax.default_backend() == 'cpu'
+  return (TOGETHER if on_cpu else ACCELERATOR) // num_rows
 
 
 def rows(function: Callable, is_so: bool = True) -> Callable:

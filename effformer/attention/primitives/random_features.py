@@ -31,8 +31,6 @@ FEATURES = ('positive', 'hyperbolic', 'relu')
 RELU_EPSILON = 1e-3
 # Sums of weights from here on count as none.
 TINY = 1e-30
-# Features in work together where rows are taken in turn (measured on a CPU).
-IN_TURN_NUMBERS = 1 << 17
 
 
 class Rule(NamedTuple):
@@ -118,8 +116,7 @@ def attend(
   lengths = q_TK.shape[0], k_SK.shape[0]
   num_features = omega_MK.shape[0] * (1 + (features == 'hyperbolic'))
   in_turn = one_by_one.is_faster(min(lengths), num_features)
-  most = IN_TURN_NUMBERS if in_turn else softmax.TILE_NUMBERS // rows
-  most = max(most // num_features, 64)
+  most = max(one_by_one.numbers(in_turn, rows) // num_features, 64)
   sizes = tuple(softmax.even_size(length, most) for length in lengths)
   rule = Rule(features, sizes, in_turn)
   return _attend(rule, q_TK, k_SK, v_SV, segment_S, omega_MK)

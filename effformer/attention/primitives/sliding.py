@@ -16,9 +16,6 @@ from effformer.attention.primitives import chunked, one_by_one, softmax
 from effformer.attention.primitives.softmax import Pattern
 from effformer.shapes import Array
 
-# Logits that are in work together where rows are taken in turn.
-IN_TURN_NUMBERS = 1 << 17
-
 
 class Side(NamedTuple):
   """Queries, or keys and values; and where they stand."""
@@ -56,8 +53,7 @@ def choose(
   """The cut of so many queries, of which `rows` rows are under `vmap`."""
   num_blocks = max(-(-length // size), 1)
   in_turn = one_by_one.is_faster(length, width)
-  most = IN_TURN_NUMBERS if in_turn else softmax.TILE_NUMBERS // rows
-  group = max(most // (size * width), 1)
+  group = max(one_by_one.numbers(in_turn, rows) // (size * width), 1)
   num_groups = -(-num_blocks // group)
   # Even groups: less padding.
   group = -(-num_blocks // num_groups)
@@ -149,7 +145,8 @@ def _backward(pattern, cut, queries, keys, rng, bias):
     windows = functools.partial(_windows, cut)
     near = cut_out(padded)
     dq_NCK, *parts, dbias_N = jax.vmap(tile)(*blocks, windows(near))
-    fold = jax.linear_transpose(windows, near.arrays)
+    # Of the windows as if they were float32, which what they send is.
+    fold = jax.linear_transpose(windows, cut_out(sums))
     near_sums = jax.tree.map(jnp.add, cut_out(sums), fold(tuple(parts))[0])
     first = number * cut.group * cut.size
     sums = jax.tree.map(

@@ -85,6 +85,28 @@ def test_band_equals_mask_of_pairs(step, is_causal, rows):
 
 
 @pytest.mark.parametrize('rows', [1, 1 << 19])
+def test_bfloat16_has_gradients_of_its_type(rows):
+  pattern = softmax.Pattern(window=2)
+
+  def gradients(dtype):
+    inputs = (jnp.asarray(normal(T, K, seed=n), dtype) for n in range(3))
+    return jax.jit(
+      jax.grad(
+        lambda *inputs: (
+          band.attend(head_of(*inputs), pattern, block=2, rows=rows)[0] ** 2
+        ).sum(),
+        (0, 1, 2),
+      )
+    )(*inputs)
+
+  for rough, fine in zip(
+    gradients(jnp.bfloat16), gradients(jnp.float32), strict=True
+  ):
+    assert rough.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rough.astype('f4'), fine, atol=0.05)
+
+
+@pytest.mark.parametrize('rows', [1, 1 << 19])
 def test_same_remainder_equals_mask_of_pairs(rows):
   pattern = softmax.Pattern(causal=True, apart=1)
   assert_same(
