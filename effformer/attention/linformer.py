@@ -4,10 +4,11 @@
     O = softmax(Q (E K)^T / sqrt(K)) (F V),   E, F in R^{r x max_length}
 
 Cost: time T r K, memory T r. Where all heads share E and F, E (X W) is made as
-(E X) W: keys and values of tokens are never made. Keys and values of padding
-count as 0, without bias; the r logits are not masked. Shorter rows use the
-first columns of E and F, so padding on the right is harmless, and padding on
-the left changes the answer. A row without real tokens returns 0.
+(E X) W: keys and values of tokens are never made, which is cheaper unless few
+heads share a large r. Keys and values of padding count as 0, without bias; the
+r logits are not masked. Shorter rows use the first columns of E and F, so
+padding on the right is harmless, and padding on the left changes the answer. A
+row without real tokens returns 0.
 
 `mixing` has further maps from tokens to mixtures; a mixture of no real token is
 masked, and with as many mixtures as tokens the first two can be softmax itself:

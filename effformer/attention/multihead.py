@@ -206,6 +206,8 @@ class MultiHead(Mixer):
     state,
   ):  # fmt: skip
     """Both calls in one, since linen makes parameters in one place."""
+    # A custom gradient takes no constants of NumPy.
+    tokens, context_tokens = jax.tree.map(jnp.asarray, (tokens, context_tokens))
     is_packed = tokens.is_packed or context_tokens.is_packed
     carry = None
     if state is not None and self.has_carry:

@@ -6,7 +6,8 @@
 
 For rows of Omega in R^{M x K} from N(0, I), phi(q)^T phi(k) has the mean
 exp(q^T k / sqrt(K)): softmax attention, in expectation. Cost: time T M (K + V),
-memory T (M + K + V). The state of a stream is M x (V + 1) numbers a head.
+memory T (K + V), and T M where causal or packed. The state of a stream is
+M x (V + 1) numbers a head.
 
 `features` 'hyperbolic' puts the features of Omega and -Omega beside each other
 (2 M of them, less variance); 'relu' is phi(x) = max(Omega x', 0) + 1e-3,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from effformer import shapes
+from effformer.attention.primitives import one_by_one
 from effformer.models import encoder, layers
 from tests.models.parameters import random_variables
 
@@ -261,3 +262,26 @@ def test_sinusoidal_positions_follow_the_formula():
       angle = position / 10_000 ** (2 * i / 6)
       np.testing.assert_allclose(p_BTD[0, t, i], np.sin(angle), atol=1e-6)
       np.testing.assert_allclose(p_BTD[0, t, 3 + i], np.cos(angle), atol=1e-6)
+
+
+def test_heads_one_by_one_change_no_gradient_of_scanned_layers(monkeypatch):
+  """As many heads as examples, which a mix-up of the two would survive."""
+  module = encoder.Encoder((layer('linear', settings=()),) * 3)
+  x_BTD = np.random.default_rng(1).normal(size=(H, T, D)).astype(np.float32)
+  tokens = shapes.Tokens.from_lengths(jnp.array([7, 4, 6]), T)
+  params = random_variables(module, x_BTD, tokens=tokens)
+  monkeypatch.setattr(encoder, 'SCAN_FROM', 3)
+
+  def gradient(is_one_by_one):
+    monkeypatch.setattr(one_by_one, 'is_faster', lambda *_: is_one_by_one)
+
+    def loss(params):
+      return (module.apply(params, x_BTD, tokens=tokens) ** 2).sum()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+    gradient(True),
+    gradient(False),
+  )

@@ -213,8 +213,7 @@ def _in_window(head, sides, first, pattern, block, rows, step):
     return _in_phases(head, one, step, step)
   length = head.q_TK.shape[0]
   num_blocks = max(-(-length // block), 1)
-  # Halos come from the neighbouring block, so blocks are no shorter.
-  size = max(-(-length // num_blocks), first if num_blocks > 1 else 1)
+  size = max(-(-length // num_blocks), 1)
   width = head.k_SK.shape[0] + sum(sides) - length + size
   cut = sliding.choose(
     length, size=size, width=width, first=first, padding=sides[0], rows=rows

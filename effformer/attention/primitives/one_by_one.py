@@ -44,22 +44,40 @@ def rows(function: Callable, is_so: bool = True) -> Callable:
 def forward_rows(function: Callable) -> Callable:
   """`rows`, but where a gradient is asked for they are taken together.
 
-  What is kept for the gradient would be copied out of the loop.
+  What is kept for the gradient would be copied out of the loop. There is no
+  derivative in forward mode.
   """
 
   @jax.custom_vjp
   def call(*inputs):
-    return rows(function)(*inputs)
+    return jax.tree.map(_leading, rows(function)(*inputs))
 
   def forward(*inputs):
-    return jax.vjp(function, *inputs)
+    output, pull = jax.vjp(function, *inputs)
+    return jax.tree.map(_leading, output), pull
 
   call.defvjp(forward, lambda pull, cotangent: pull(cotangent))
   return call
 
 
+@jax.custom_batching.custom_vmap
+def _leading(x):
+  """x, in which the axis of a `vmap` comes first.
+
+  `vmap` of a custom gradient takes for granted that the function and its
+  forward pass leave that axis in the same place, and mixes up axes if not.
+  """
+  return x
+
+
+@_leading.def_vmap
+def _leading_rows(axis_size, in_batched, x):
+  del axis_size
+  return _leading(x), in_batched[0]
+
+
 def recomputed_rows(
-  function: Callable, inputs: Any, constants: Any, is_so: bool = True
+  function: Callable, inputs: Any, constants: Any, is_so: bool
 ) -> Any:
   """`rows` of `function(inputs, constants)`, with a gradient of the inputs.
 

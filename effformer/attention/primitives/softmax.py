@@ -203,8 +203,8 @@ def tile_gradient(
     P = exp(S - LSE)   dS = P (dO V^T - <dO, O> + dLSE)
     dQ = dS K          dK = dS^T Q          dV = P^T dO
 
-  Laid out [S, T], and dQ as [K, T], so that a tile is never transposed; XLA:CPU
-  would do that for the product dS K, which takes as long as two products.
+  Laid out [S, T], and dQ as [K, T], so that without dropout and bias no tile is
+  transposed; XLA:CPU would do that for dS K, in the time of two products.
   """
   logits_ST = logits(row.q_TK, k_SK, where, pattern, bias, keys_first=True)
   attn_ST = jnp.exp(logits_ST - row.lse_T[None, :])

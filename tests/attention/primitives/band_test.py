@@ -66,8 +66,8 @@ def assert_same(form, keep_TS):
   )
 
 
-# Many rows: blocks are computed one after the other.
-@pytest.mark.parametrize('rows', [1, 1 << 19])
+# Many rows: blocks are computed one after the other, or by twos.
+@pytest.mark.parametrize('rows', [1, 1 << 14, 1 << 19])
 @pytest.mark.parametrize('is_causal', [False, True])
 @pytest.mark.parametrize('step', [1, 3])
 def test_band_equals_mask_of_pairs(step, is_causal, rows):

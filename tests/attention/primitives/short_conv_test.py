@@ -116,3 +116,22 @@ def test_bfloat16_stays_bfloat16():
   tail = short_conv.empty(4, D)
   _, tail = short_conv.stream(x_BTD[0], normal(4, D), SEGMENTS[0], tail)
   assert tail.x_WD.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('taps', [2, 4, 7])
+def test_gradient_in_several_blocks(monkeypatch, taps):
+  monkeypatch.setattr(short_conv, 'BLOCK', 4)
+  segment_BT = jnp.asarray(WITHOUT_HOLES)
+  sample_BTD = normal(2, T, D, seed=3) * (WITHOUT_HOLES > 0)[..., None]
+
+  def gradient(one):
+    def loss(x_BTD, filter_WD):
+      return (one(x_BTD, filter_WD, segment_BT) * sample_BTD).sum()
+
+    return jax.jit(jax.grad(loss, (0, 1)))(normal(2, T, D), normal(taps, D))
+
+  # What is differentiated by itself where padding stands within a segment.
+  for actual, expected in zip(
+    gradient(short_conv.batch), gradient(short_conv._sparse), strict=True
+  ):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
