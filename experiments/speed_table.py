@@ -65,10 +65,16 @@ def _judged(value: float, bar: float, places: int = 2) -> str:
 def _machine(rows: list[dict]) -> str:
   first = rows[0]
   torch = f', torch {first["torch"]}' if 'torch' in first else ''
-  commits = dict.fromkeys(row['commit'][:10] for row in rows)
+  lengths: dict[str, set[int]] = {}
+  for row in rows:
+    lengths.setdefault(row['commit'][:10], set()).add(int(row['length']))
+  commits = '; '.join(
+    f'{commit} (T = {", ".join(f"{n:,}" for n in sorted(of_commit))})'
+    for commit, of_commit in lengths.items()
+  )
   return (
     f'{first["device"]}, {first["threads"]} thread(s), jax {first["jax"]}'
-    f'{torch}; of each row at one of the commits {", ".join(commits)}.'
+    f'{torch}; commits: {commits}.'
   )
 
 
