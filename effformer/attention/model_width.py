@@ -13,6 +13,9 @@ from effformer.shapes import Array, DTypeLike, Tokens
 class ModelWidth(Mixer):
   """Checks, then mixes.
 
+  A mechanism has `mix(x_BTD, tokens, state, deterministic)`, which returns
+  y_BTD and the state after it; `state` is None outside of a stream.
+
   Attributes:
     dropout: probability, in [0, 1); where it acts the mechanism says.
     dtype: compute dtype; parameters are float32.
@@ -24,16 +27,6 @@ class ModelWidth(Mixer):
   def __post_init__(self):
     super().__post_init__()
     self.rate('dropout')
-
-  def mix(
-    self,
-    x_BTD: Array,
-    tokens: Tokens,
-    state: State | None,
-    deterministic: bool,
-  ) -> tuple[Array, State | None]:
-    """y_BTD, and the state after it; `state` is None outside of a stream."""
-    raise NotImplementedError(self.refusal('bidirectional'))
 
   def __call__(
     self,

@@ -270,7 +270,6 @@ def test_heads_one_by_one_change_no_gradient_of_scanned_layers(monkeypatch):
   x_BTD = np.random.default_rng(1).normal(size=(H, T, D)).astype(np.float32)
   tokens = shapes.Tokens.from_lengths(jnp.array([7, 4, 6]), T)
   params = random_variables(module, x_BTD, tokens=tokens)
-  monkeypatch.setattr(encoder, 'SCAN_FROM', 3)
 
   def gradient(is_one_by_one):
     monkeypatch.setattr(one_by_one, 'is_faster', lambda *_: is_one_by_one)

@@ -189,7 +189,7 @@ def _phases(x, step):
 
   Zeros are padding in a segment array too.
   """
-  x = _pad_to(x, -(-x.shape[0] // step) * step)
+  x = sliding.pad(x, 0, -(-x.shape[0] // step) * step)
   return x.reshape(-1, step, *x.shape[1:]).swapaxes(0, 1)
 
 
@@ -223,7 +223,3 @@ def _in_window(head, sides, first, pattern, block, rows, step):
     sliding.Side((head.k_SK, head.v_SV), head.segment_S, head.position_S),
     head.rng, head.bias, pattern=pattern, cut=cut,
   )  # fmt: skip
-
-
-def _pad_to(x, length):
-  return jnp.pad(x, ((0, length - x.shape[0]),) + ((0, 0),) * (x.ndim - 1))

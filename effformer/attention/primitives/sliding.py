@@ -173,7 +173,7 @@ def _over_groups(cut, step, carry, queries):
   total = cut.num_groups * cut.group * cut.size
 
   def split(x):
-    return _pad(x, 0, total).reshape(*shape, cut.size, *x.shape[1:])
+    return pad(x, 0, total).reshape(*shape, cut.size, *x.shape[1:])
 
   numbers = jnp.arange(cut.num_groups * cut.group).reshape(shape)
 
@@ -187,7 +187,7 @@ def _over_groups(cut, step, carry, queries):
 
 def _padded_keys(cut, keys):
   total = cut.num_groups * cut.group * cut.size + cut.width - cut.size
-  return jax.tree.map(lambda x: _pad(x, cut.padding, total), keys)
+  return jax.tree.map(lambda x: pad(x, cut.padding, total), keys)
 
 
 def _of_group(cut, number, tree):
@@ -208,7 +208,7 @@ def _windows(cut, tree):
   """
 
   def one(x):
-    x = _pad(x, 0, (cut.group + -(-cut.width // cut.size)) * cut.size)
+    x = pad(x, 0, (cut.group + -(-cut.width // cut.size)) * cut.size)
     views = []
     for first in range(0, cut.width, cut.size):
       view = x[first : first + cut.group * cut.size]
@@ -240,6 +240,7 @@ def _joined(x, queries):
   return x.reshape(-1, *x.shape[3:])[: queries.segment.shape[0]]
 
 
-def _pad(x, before, total):
+def pad(x: Array, before: int, total: int) -> Array:
+  """Zeros around the first axis, `total` rows in all."""
   ends = (before, total - before - x.shape[0])
   return jnp.pad(x, (ends,) + ((0, 0),) * (x.ndim - 1))
