@@ -33,7 +33,12 @@ import jax.numpy as jnp
 
 from effformer.attention.contract import Supports
 from effformer.attention.multihead import Call, Head, MultiHead
-from effformer.attention.primitives import blocks, positions, softmax
+from effformer.attention.primitives import (
+  blocks,
+  one_by_one,
+  positions,
+  softmax,
+)
 from effformer.shapes import Array
 
 COMBINE = ('concat', 'sum')
@@ -157,8 +162,8 @@ class SinkhornAttention(MultiHead):
     theirs = () if self.sortcut else sorted_
     own = () if self.sortcut else (*turned, segment_NC, position_NC, v_NCV)
     tiles = (jnp.arange(num_blocks), plain_NCK, keep_NC, theirs, own)
-    together = softmax.TILE_NUMBERS // (
-      call.rows * block**2 * max(2, self.sortcut)
+    together = one_by_one.numbers(call.rows) // (
+      block**2 * max(2, self.sortcut)
     )
     o_NCV = jax.lax.map(
       one, tiles, batch_size=blocks.divisor(num_blocks, together)

@@ -38,6 +38,7 @@ from effformer.attention.primitives import (
   cache,
   chunked,
   gather,
+  one_by_one,
   softmax,
 )
 from effformer.attention.primitives.softmax import Sites
@@ -169,7 +170,7 @@ class SparseAttention(MultiHead):
       return o_1V[0]
 
     num_seen = self.stride + -(-max_length // self.stride) * self.columns
-    together = softmax.TILE_NUMBERS // (call.rows * num_seen * width)
+    together = one_by_one.numbers(call.rows) // (num_seen * width)
     inputs = head.q_TK, where.segment_T, where.index_T, where.position_T
     o_TV = band.in_turn(one, inputs, together)
     return jnp.where(state.is_full, jnp.nan, o_TV), state

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 
 from effformer.attention.contract import Supports
 from effformer.attention.multihead import Call, Head, MultiHead
-from effformer.attention.primitives import cache, softmax
+from effformer.attention.primitives import cache, one_by_one, softmax
 from effformer.shapes import Array
 
 VARIANTS = (
@@ -245,7 +245,7 @@ class SynthesizerAttention(MultiHead):
       rng = jax.random.fold_in(head.rng, number)
       return None, softmax.weigh(logits_CS, head.v_SV, rng, self.dropout)[0]
 
-    most = self.block or softmax.TILE_NUMBERS // (rows * num_source)
+    most = self.block or one_by_one.numbers(rows) // num_source
     size = softmax.even_size(length, max(most, 1))
     blocks = softmax.in_blocks(
       size, head.q_TK, where.segment_T, where.index_T, where.position_T

@@ -21,7 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from effformer.attention.heads import Head
-from effformer.attention.primitives import blocks, chunked, sliding, softmax
+from effformer.attention.primitives import (
+  blocks,
+  chunked,
+  one_by_one,
+  sliding,
+  softmax,
+)
 from effformer.attention.primitives.softmax import Pattern
 from effformer.shapes import Array, DTypeLike
 
@@ -132,7 +138,7 @@ def same_remainder(
     )
 
   size = -(-length // step)
-  together = softmax.TILE_NUMBERS // (rows * size**2)
+  together = one_by_one.numbers(rows) // size**2
   return _in_phases(head, one, step, together)
 
 

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from effformer.attention.primitives import softmax
+from effformer.attention.primitives import one_by_one, softmax
 from effformer.attention.primitives.softmax import Pattern, Sites
 from effformer.shapes import Array
 
@@ -66,7 +66,7 @@ def attend(
     )
   # Logits of a block, or if these are few, the keys that are gathered for it.
   work = block * table_NJ.shape[1] * max(query_block, q_TK.shape[1])
-  together = softmax.TILE_NUMBERS // (rows * work)
+  together = one_by_one.numbers(rows) // work
   together = divisor(num_blocks, together)
   blocks = Sites(own[0], other[0], own[1], other[1], own[2], other[2])
   o_NCV, lse_NC = _attend(

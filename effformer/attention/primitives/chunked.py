@@ -75,7 +75,7 @@ def side(rows: int) -> int:
   All rows work on their tiles together, so the more rows, the smaller the
   tile, for the numbers in work to stay in cache.
   """
-  length = math.isqrt(softmax.TILE_NUMBERS // max(rows, 1))
+  length = math.isqrt(one_by_one.numbers(max(rows, 1)))
   return min(max(1 << max(length.bit_length() - 1, 0), 64), 256)
 
 

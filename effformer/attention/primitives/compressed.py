@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effformer.attention.primitives import softmax
+from effformer.attention.primitives import one_by_one, softmax
 from effformer.shapes import Array
 
 
@@ -114,7 +114,7 @@ def attend(
     attn_GCM = attn_GCM.astype(v_MV.dtype)
     return softmax.product('gcm,mv->cgv', attn_GCM, v_MV), found
 
-  together = softmax.TILE_NUMBERS // (rows * k_MK.shape[0])
+  together = one_by_one.numbers(rows) // k_MK.shape[0]
   size = softmax.even_size(length, min(max(together, 16), 256))
   queries = softmax.in_blocks(size, q_TGK, where.index_T, where.segment_T)
   number_N = jnp.arange(queries[0].shape[0])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from effformer.attention.primitives import blocks, softmax
+from effformer.attention.primitives import blocks, one_by_one, softmax
 from effformer.shapes import Array
 
 
@@ -160,7 +160,8 @@ def attend_once(
     return softmax.weigh(logits_CS, v_SV, here_rng, pattern.dropout)
 
   num_blocks = table_NJ.shape[0]
-  together = softmax.TILE_NUMBERS // (rows * block**2 * table_NJ.shape[1])
+  numbers = one_by_one.numbers(rows)
+  together = numbers // (block**2 * table_NJ.shape[1])
   source_NJ = jnp.maximum(table_NJ, 0)
   chunks = (
     jnp.arange(num_blocks),

@@ -10,13 +10,11 @@ from typing import Any
 
 import jax
 
-from effformer.attention.primitives import softmax
-
 # Numbers in an array of a row from which a CPU takes rows one by one.
 FROM = 1 << 16
 # Numbers in work at once: what stays in the cache of a CPU, of a row that is
 # alone and of all rows together, and what fills an accelerator.
-ALONE, TOGETHER, ACCELERATOR = 1 << 17, softmax.TILE_NUMBERS, 1 << 24
+ALONE, TOGETHER, ACCELERATOR = 1 << 17, 1 << 19, 1 << 24
 
 
 def is_faster(*shape: int) -> bool:
@@ -28,9 +26,14 @@ def is_faster(*shape: int) -> bool:
   return is_one_cpu and math.prod(shape) >= FROM
 
 
-def numbers(is_so: bool, num_rows: int) -> int:
-  """How many numbers of a row a primitive should work on at once."""
-  if is_so:
+def numbers(num_rows: int, is_alone: bool = False) -> int:
+  """How many numbers of a row a primitive should work on at once.
+
+  Args:
+    num_rows: rows that `vmap` takes together.
+    is_alone: whether rows are taken one by one all the same.
+  """
+  if is_alone:
     return ALONE
   on_cpu = jax.default_backend() == 'cpu'
   return (TOGETHER if on_cpu else ACCELERATOR) // num_rows

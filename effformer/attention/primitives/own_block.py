@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effformer.attention.primitives import band, softmax
+from effformer.attention.primitives import band, one_by_one, softmax
 from effformer.shapes import Array
 
 FUNCTIONS = ('softmax', 'laplace')
@@ -105,7 +105,7 @@ def attend(
   blocks = (
     jnp.arange(num_blocks), q_NCK, segment_NC, position_NC, near_keys
   )  # fmt: skip
-  together = softmax.TILE_NUMBERS // (rows * size**2 * reach)
+  together = one_by_one.numbers(rows) // (size**2 * reach)
   o_NCV = band.in_turn(jax.checkpoint(tile), blocks, together)
   o_TV = o_NCV.reshape(-1, o_NCV.shape[-1])[:length]
   if ring is None:

@@ -116,7 +116,7 @@ def attend(
   lengths = q_TK.shape[0], k_SK.shape[0]
   num_features = omega_MK.shape[0] * (1 + (features == 'hyperbolic'))
   in_turn = one_by_one.is_faster(min(lengths), num_features)
-  most = max(one_by_one.numbers(in_turn, rows) // num_features, 64)
+  most = max(one_by_one.numbers(rows, in_turn) // num_features, 64)
   sizes = tuple(softmax.even_size(length, most) for length in lengths)
   rule = Rule(features, sizes, in_turn)
   return _attend(rule, q_TK, k_SK, v_SV, segment_S, omega_MK)

@@ -53,7 +53,7 @@ def choose(
   """The cut of so many queries, of which `rows` rows are under `vmap`."""
   num_blocks = max(-(-length // size), 1)
   in_turn = one_by_one.is_faster(length, width)
-  group = max(one_by_one.numbers(in_turn, rows) // (size * width), 1)
+  group = max(one_by_one.numbers(rows, in_turn) // (size * width), 1)
   num_groups = -(-num_blocks // group)
   # Even groups: less padding.
   group = -(-num_blocks // num_groups)

@@ -32,9 +32,6 @@ from effformer.shapes import Array
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 FLOOR = 0.5 * MASKED
 
-# Logits that are in work together stay in cache (measured on CPU: 2^19).
-TILE_NUMBERS = 1 << 19
-
 
 class Pattern(NamedTuple):
   """Which pairs of indices i (query), j (key) are admissible, and how; static.
@@ -231,20 +228,29 @@ def tile_gradient(
 def merge(*parts: tuple[Array, Array]) -> tuple[Array, Array]:
   """(O, LSE) over the union of disjoint sets of keys.
 
-  LSE = log sum_n exp(LSE_n)     O = sum_n exp(LSE_n - LSE) O_n
+  O = sum_n exp(LSE_n - LSE) O_n
   """
-  lse_NT = jnp.stack([lse_T for _, lse_T in parts])
+  weight_NT, lse_T = union(jnp.stack([lse_T for _, lse_T in parts]))
+  o_TV = sum(
+    weight_T[:, None] * part_TV
+    for weight_T, (part_TV, _) in zip(weight_NT, parts, strict=True)
+  )
+  return o_TV, lse_T
+
+
+def union(lse_NT: Array) -> tuple[Array, Array]:
+  """Shares exp(LSE_n - LSE) of N sets of keys, and LSE of all together.
+
+  LSE = log sum_n exp(LSE_n); a set without keys has -inf, and the share 0.
+  """
   has_keys_NT = jnp.isfinite(lse_NT)
   finite_NT = jnp.where(has_keys_NT, lse_NT, FLOOR)
   top_T = jax.lax.stop_gradient(finite_NT.max(0))
-  weights_NT = jnp.where(has_keys_NT, jnp.exp(finite_NT - top_T[None]), 0.0)
-  total_T = weights_NT.sum(0)
+  weight_NT = jnp.where(has_keys_NT, jnp.exp(finite_NT - top_T[None]), 0.0)
+  total_T = weight_NT.sum(0)
   divisor_T = jnp.where(total_T > 0, total_T, 1.0)
-  o_TV = sum(
-    (weight_T / divisor_T)[:, None] * part_TV
-    for weight_T, (part_TV, _) in zip(weights_NT, parts, strict=True)
-  )
-  return o_TV, jnp.where(total_T > 0, top_T + jnp.log(divisor_T), -jnp.inf)
+  lse_T = jnp.where(total_T > 0, top_T + jnp.log(divisor_T), -jnp.inf)
+  return weight_NT / divisor_T[None], lse_T
 
 
 def logits(

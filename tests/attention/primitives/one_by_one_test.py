@@ -28,10 +28,10 @@ def test_only_one_cpu_and_only_long_rows(monkeypatch):
 
 
 def test_numbers_in_work_fit_the_device(monkeypatch):
-  assert one_by_one.numbers(True, 8) == one_by_one.ALONE
-  assert one_by_one.numbers(False, 8) == one_by_one.TOGETHER // 8
+  assert one_by_one.numbers(8, True) == one_by_one.ALONE
+  assert one_by_one.numbers(8) == one_by_one.TOGETHER // 8
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert one_by_one.numbers(False, 8) == one_by_one.ACCELERATOR // 8
+  assert one_by_one.numbers(8) == one_by_one.ACCELERATOR // 8
 
 
 DROPPING = [
