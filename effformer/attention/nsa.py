@@ -45,6 +45,7 @@ from effformer.attention.primitives import (
   band,
   blocks,
   cache,
+  chosen,
   chunked,
   compressed,
   positions,
@@ -53,8 +54,6 @@ from effformer.attention.primitives import (
 from effformer.shapes import Array
 
 BLOCK = 64
-# Queries are padded to a multiple of this, so that many can be in work at once.
-TOGETHER = 64
 # The importance of blocks that are always selected: above any sum of weights.
 FORCED = 1e9
 
@@ -217,8 +216,12 @@ class NativeSparseAttention(MultiHead):
     """Adds the branches, each times its gate."""
     gate_BTHN = self.projection('gate', (self.num_heads, 3))(x_BTD)
     gate_BTHN = nn.sigmoid(gate_BTHN.astype(jnp.float32))
-    o_BTHNV = o_BTHV.reshape(*gate_BTHN.shape, -1)
-    return (gate_BTHN[..., None] * o_BTHNV).sum(-2)
+    branches = jnp.split(o_BTHV, 3, axis=-1)
+    # One after the other; XLA:CPU is slow at a sum over an axis of three.
+    return sum(
+      gate_BTHN[..., n, None] * branch_BTHV
+      for n, branch_BTHV in enumerate(branches)
+    )
 
   @nn.nowrap
   def _block(self):
@@ -292,28 +295,11 @@ class NativeSparseAttention(MultiHead):
         )[0]  # fmt: skip
 
       return heads.each(all_keys, head)
-    # All heads of a query are one block: they see the same keys.
-    length, num_heads, width = head.q_TK.shape
-    padding = -length % min(TOGETHER, length)
-    table_TJ = jnp.pad(
-      table_TJ, ((0, padding), (0, 0)), constant_values=blocks.NOTHING
-    )
-    q_TGK = jnp.pad(head.q_TK, ((0, padding), (0, 0), (0, 0)))
-    own = (
-      jnp.repeat(jnp.pad(x, (0, padding)), num_heads)
-      for x in (where.segment_T, where.index_T, where.position_T)
-    )
-    segment_T, index_T, position_T = own
-    o_TV, _ = blocks.attend(
-      q_TGK.reshape(-1, width), head.k_SK, head.v_SV,
-      where._replace(
-        segment_T=segment_T, index_T=index_T, position_T=position_T
-      ),
-      table_TJ, None if head.rng is None else head.rng[0],
-      pattern=pattern, block=self._block(), query_block=num_heads,
-      rows=max(call.rows // num_heads, 1),
-    )  # fmt: skip
-    return o_TV.reshape(-1, num_heads, o_TV.shape[-1])[:length]
+    return chosen.attend(
+      head.q_TK, head.k_SK, head.v_SV, where, table_TJ,
+      None if head.rng is None else head.rng[0],
+      pattern=pattern, block=self._block(), rows=call.rows,
+    )[0]  # fmt: skip
 
 
 def selection(

@@ -1,13 +1,12 @@
 """Native sparse attention: its branches alone, and how it selects."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from effformer import attention
 from effformer.attention import nsa
-from effformer.attention.primitives import blocks, softmax
+from effformer.attention.primitives import blocks
 from effformer.shapes import Tokens
 from tests.attention.cases import (
   Case,
@@ -129,34 +128,8 @@ def test_choices_carry_no_gradient_and_phi_learns_from_its_branch():
   assert (gradients(COMPRESS)[1:] > 0).all()
 
 
-def test_keys_are_gathered_for_each_query():
-  # A block of one token for queries and of three for keys.
-  q_TK, k_SK, v_SV = normal(2 * T, 4), normal(T, 4, seed=1), normal(T, 5)
-  ones_T, ones_S = np.ones(2 * T, 'i4'), np.ones(T, 'i4')
-  where = softmax.sites(ones_T, ones_S)
-  where = where._replace(index_T=np.repeat(np.arange(T), 2))
-  table_TJ = np.array(
-    [[0, -1], [2, 0], [1, -1], [2, 1], [1, 0], [0, 2], [1, 2]]
-  )
-  pattern = softmax.Pattern(causal=True)
-  o_TV, lse_T = blocks.attend(
-    *map(jnp.asarray, (q_TK, k_SK, v_SV)), jax.tree.map(jnp.asarray, where),
-    jnp.asarray(table_TJ), pattern=pattern, block=3, query_block=2,
-  )  # fmt: skip
-  for row in range(2 * T):
-    token = row // 2
-    keys = [s for s in range(token + 1) if s // 3 in table_TJ[token]]
-    if not keys:
-      assert lse_T[row] == -np.inf
-      continue
-    weights = np.exp(k_SK[keys] @ q_TK[row] / 2)
-    expected_V = weights @ v_SV[keys] / weights.sum()
-    np.testing.assert_allclose(o_TV[row], expected_V, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize('is_causal', [False, True])
-def test_many_queries_in_work_at_once_change_nothing(is_causal):
-  # 70 queries are padded to 128, in the caller's rows or inside.
+def test_padding_to_whole_blocks_changes_nothing(is_causal):
   case = SMALL.having(causal=is_causal, block=4, num_kv_heads=1)
   x_BTD = normal(1, 70, D)
   short = run(case, x_BTD, Tokens.from_lengths(np.array([70]), 70))
