@@ -21,17 +21,21 @@ from configs.mechanisms import (
 from configs.values import COUNT, COUNT_OR_NONE, POSITIVE, RATE, SEED, Range
 
 PRESETS = ('paper', 'repo', 'modern')
+# Tasks whose examples are two texts.
+PAIR_TASKS = ('retrieval',)
 
 # Allowed values of text keys. `mixer.*` holds for `model.layers.*` as well.
 CHOICES = {
   **MIXER_CHOICES,
-  'task': ('text', 'listops'),
+  'task': ('text', 'listops', 'image', 'retrieval'),
   'preset': PRESETS,
   'model.dtype': ('float32', 'bfloat16'),
+  'model.front_end': ('embedding', 'continuous'),
   'model.position': ('none', 'sinusoidal', 'learned', 'rotary'),
   'model.norm_order': ('pre', 'post'),
   'model.pooling': ('mean', 'cls'),
   'model.activation': ('gelu', 'relu'),
+  'model.pair_head': ('none', 'nli', 'concat'),
   'mixer.name': tuple(MIXERS),
   'train.schedule': ('constant', 'rsqrt', 'cosine'),
   'train.decay': ('all', 'matrices'),
@@ -222,7 +226,8 @@ def base(choice: Choice = DEFAULT) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   # Seed of parameters, order of the examples, and dropout.
   config.seed = 0
-  # What is learnt: 'text' (bytes, 2 classes) or 'listops' (10 classes).
+  # What is learnt: 'text' (bytes, 2 classes), 'listops' (10 classes),
+  # 'image' (grey values of 32 x 32, 10 classes) or 'retrieval' (two texts).
   config.task = ''
   # Names of what the argument chose, written into result.json; the values
   # they stand for are in the keys below.
@@ -259,8 +264,15 @@ def _model() -> ml_collections.ConfigDict:
   model.mlp_width = 1024
   # Hidden width of the classifier (ReLU); 0 = linear classifier.
   model.head_width = 0
+  # What the classifier of two texts sees of their vectors a and b: 'nli',
+  # a, b, a * b and a - b; or 'concat', a and b alone (then the head has one
+  # layer more). 'none' = the task has one text.
+  model.pair_head = 'none'
   # Compute type, 'float32' or 'bfloat16'; parameters are float32 always.
   model.dtype = 'float32'
+  # How an id becomes a vector: by a table ('embedding'), or as a quantity
+  # ('continuous', for grey values).
+  model.front_end = 'embedding'
   # 'none', 'sinusoidal', 'learned' (both added to the embedding) or 'rotary'
   # (turns queries and keys; see WITHOUT_ROTARY).
   model.position = 'sinusoidal'
@@ -302,11 +314,14 @@ def _data() -> ml_collections.ConfigDict:
   data = ml_collections.ConfigDict()
   # Longest row in tokens; longer ones are cut.
   data.max_length = 1024
-  # Own files (.jsonl, .tsv, each also .gz) with text and label; '' = the
-  # task's data.
+  # Own files with text and label (.jsonl, .tsv, each also .gz), or images and
+  # labels (.npz, or a folder of folders); '' = the task's data.
   data.train = ''
   data.validation = ''
   data.test = ''
+  # Own pairs (.tsv: label, id, id, without a header) have their texts here
+  # (.jsonl, also .gz, with id and text); '' = in the pairs.
+  data.documents = ''
   # Where data is prepared; '' = $TFDS_DATA_DIR or ~/tensorflow_datasets.
   data.directory = ''
   # May generated data take the place of data that cannot be had? The run

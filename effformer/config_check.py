@@ -51,6 +51,7 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
     )
   if model.reversible:
     _check_reversible(model)
+  _check_pairs(config, schema)
   if config.mesh.data == config.mesh.fsdp == -1:
     refuse(
       'mesh.data=-1 and mesh.fsdp=-1 both ask for all devices that are left',
@@ -73,6 +74,24 @@ def _check_reversible(model: ml_collections.ConfigDict) -> None:
         f'model.reversible=true goes with model.{key}={needed} only',
         f'use {FLAG}model.{key}={needed}',
       )
+
+
+def _check_pairs(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
+  """What is for two texts goes with a task of two texts, and only there."""
+  has_pairs = config.task in schema.PAIR_TASKS
+  pairs = ' or '.join(schema.PAIR_TASKS)
+  if has_pairs != (config.model.pair_head != 'none'):
+    refuse(
+      f'model.pair_head={config.model.pair_head!r} does not fit '
+      f'task={config.task!r}',
+      f"'nli' or 'concat' is for {pairs}, 'none' for the others",
+    )
+  if config.data.documents and not has_pairs:
+    refuse(
+      f'data.documents={config.data.documents!r} has no use with '
+      f'task={config.task!r}',
+      f'it holds the texts of own pairs, for {pairs}',
+    )
 
 
 def leaves(

@@ -32,7 +32,10 @@ KEYS = {
   },
 }
 CHOSEN = ('preset', 'quick', 'mixer.name')
-OPEN_TEXT = ('data.train', 'data.validation', 'data.test', 'data.directory')
+OPEN_TEXT = (
+  *('data.train', 'data.validation', 'data.test', 'data.directory'),
+  'data.documents',
+)
 
 
 def argument_for(key):
@@ -179,6 +182,16 @@ CROSS = [
     'full',
     ['model.reversible=true', 'model.norm_order=post'],
     ['model.reversible=true', '--config.model.norm_order=pre'],
+  ),
+  (
+    'full',
+    ['model.pair_head=nli'],
+    ["model.pair_head='nli' does not fit task='text'", 'retrieval'],
+  ),
+  (
+    'full',
+    ['data.documents=papers.jsonl'],
+    ["data.documents='papers.jsonl' has no use with task='text'", 'retrieval'],
   ),
   (
     'full',

@@ -12,12 +12,23 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common, lra_listops, lra_text
+from configs import (
+  common,
+  lra_image,
+  lra_listops,
+  lra_retrieval,
+  lra_text,
+)
 from effformer import attention, config_check, tasks
 from effformer import config as config_lib
 from effformer.models import build, layers
 
-FILES = {'lra_text': lra_text, 'lra_listops': lra_listops}
+FILES = {
+  'lra_text': lra_text,
+  'lra_listops': lra_listops,
+  'lra_image': lra_image,
+  'lra_retrieval': lra_retrieval,
+}
 ARGUMENTS = [
   f'{mechanism},preset={preset}{quick}'
   for mechanism, preset, quick in itertools.product(
@@ -28,6 +39,7 @@ ARGUMENTS = [
 # and checkpoints: change this table only together with docs and readers.
 SCHEMA = {
   'data.directory': str,
+  'data.documents': str,
   'data.max_bad_fraction': float,
   'data.max_length': int,
   'data.num_threads': int,
@@ -48,12 +60,14 @@ SCHEMA = {
   'model.dropout': float,
   'model.dtype': str,
   'model.extra_tokens': int,
+  'model.front_end': str,
   'model.head_width': int,
   'model.mlp_chunk': int,
   'model.mlp_width': int,
   'model.norm_order': str,
   'model.num_heads': int,
   'model.num_layers': int,
+  'model.pair_head': str,
   'model.pooling': str,
   'model.position': str,
   'model.qkv_width': int,
@@ -99,6 +113,7 @@ def test_schema():
 
 def test_every_key_has_a_rule_or_takes_any_value():
   free = {'data.train', 'data.validation', 'data.test', 'data.directory'}
+  free |= {'data.documents'}
   free |= {key for key, kind in SCHEMA.items() if kind is bool}
   settings = {f'mixer.{s}' for row in common.MIXERS.values() for s in row}
   free |= {
@@ -223,22 +238,30 @@ def test_choices_are_those_of_model_and_tasks():
   assert set(common.CHOICES['task']) == set(tasks.TABLE)
 
 
-# Vocabulary with padding, classes; the 17 ids of LRA for ListOps.
-SIZES = {'lra_text': (257, 2), 'lra_listops': (17, 10)}
+# Vocabulary with padding, classes; the 17 ids of LRA for ListOps. Its images
+# have no id for padding.
+SIZES = {
+  'lra_text': (257, 2),
+  'lra_listops': (17, 10),
+  'lra_image': (256, 10),
+  'lra_retrieval': (257, 2),
+}
 
 
 @functools.cache
 @functools.cache
 def num_params(name, argument):
   config = FILES[name].get_config(argument)
-  model = build.sequence_classifier(config, *SIZES[name])
   num_tokens = config.data.max_length
-  variables = jax.eval_shape(
-    model.init,
-    jax.random.key(0),
-    jnp.zeros((1, num_tokens), jnp.int32),
-    jnp.full((1,), num_tokens, jnp.int32),
+  inputs = (
+    jax.ShapeDtypeStruct((1, num_tokens), jnp.int32),
+    jax.ShapeDtypeStruct((1,), jnp.int32),
   )
+  make = build.sequence_classifier
+  if config.task == 'retrieval':
+    make, inputs = build.pair_classifier, 2 * inputs
+  model = make(config, *SIZES[name])
+  variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
 
 
@@ -249,6 +272,9 @@ def num_params(name, argument):
     ('lra_text', 'paper', 20.1),
     ('lra_listops', 'repo', 8.95),
     ('lra_listops', 'paper', 19.98),
+    ('lra_image', 'repo', 0.248458),
+    # LRA's has no token to pool.
+    ('lra_retrieval', 'repo', 1.088),
   ],
 )
 def test_sizes_are_those_of_lra(name, preset, millions):
@@ -259,7 +285,13 @@ def test_sizes_are_those_of_lra(name, preset, millions):
 
 
 @pytest.mark.parametrize(
-  'name', ['lra_text', pytest.param('lra_listops', marks=pytest.mark.slow)]
+  'name',
+  [
+    'lra_text',
+    pytest.param('lra_listops', marks=pytest.mark.slow),
+    pytest.param('lra_image', marks=pytest.mark.slow),
+    pytest.param('lra_retrieval', marks=pytest.mark.slow),
+  ],
 )
 @pytest.mark.parametrize('mechanism', common.MIXERS)
 def test_modern_keeps_to_the_size_rule_of_lra(name, mechanism):

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from effformer.data import imdb, listops
+from effformer.data import listops
 from effformer.data.catalogue import (
   KNOWN,
   data_folder,
@@ -173,9 +173,9 @@ def _check_split(dataset: Dataset, split: str) -> str:
     return str(error).split('\n')[0]
   if digest.hexdigest() != dataset.fingerprints[split]:
     return 'the content is not what was prepared (SHA-256 differs)'
-  is_official = dataset.name == 'text' and not dataset.stand_in
-  if is_official and split == 'test' and digest.count != 2 * imdb.PER_CLASS:
-    return f'{digest.count} rows, not {2 * imdb.PER_CLASS}'
+  counts = {} if dataset.stand_in else KNOWN[dataset.name].counts
+  if digest.count != counts.get(split, digest.count):
+    return f'{digest.count} rows, not {counts[split]}'
   return ''
 
 

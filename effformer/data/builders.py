@@ -20,18 +20,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from effformer.data import imdb, listops, stand_in
-from effformer.data.dataset import Example, Fingerprint
+from effformer.data import (
+  aan,
+  cifar,
+  image_stand_in,
+  imdb,
+  listops,
+  pair_stand_in,
+  stand_in,
+)
+from effformer.data.dataset import TEXTS, Example, Fingerprint
 from effformer.errors import DataError
 
 LISTOPS_SEED = 0
 LISTOPS_SIZES = {'train': 96_000, 'validation': 2_000, 'test': 2_000}
 
 
-class _TextBuilder(tfds.core.GeneratorBasedBuilder):
-  """Splits of text, label and id, in a fixed order."""
+class _Builder(tfds.core.GeneratorBasedBuilder):
+  """Splits of texts, label and id, in a fixed order."""
 
   VERSION = tfds.core.Version('1.0.0')
+  # The archive or folder that is read, where there is one.
+  origin: pathlib.Path | None = None
+  texts: tuple[str, ...] = ('text',)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -39,7 +50,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
       description=self.__doc__,
       features=tfds.features.FeaturesDict(
         {
-          'text': tfds.features.Text(),
+          **{name: tfds.features.Text() for name in self.texts},
           'label': np.int64,
           'id': tfds.features.Text(),
         }
@@ -67,7 +78,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
     self.info.metadata['fingerprints'][split] = digest.hexdigest()
 
 
-class EffformerListops(_TextBuilder):
+class EffformerListops(_Builder):
   """ListOps by the rule of the Long Range Arena (see listops.py)."""
 
   def examples(self) -> Mapping[str, Iterable[Example]]:
@@ -87,16 +98,46 @@ def _listops_examples(start: int, stop: int, seen: set) -> Iterator[Example]:
     yield {'text': text, 'label': label, 'id': str(number)}
 
 
-class EffformerText(_TextBuilder):
+class EffformerText(_Builder):
   """IMDb reviews as bytes, from the official archive (see imdb.py)."""
 
-  archive: pathlib.Path | None = None
+  def examples(self) -> Mapping[str, Iterable[Example]]:
+    return imdb.read_archive(self.origin)
+
+
+class EffformerImage(_Builder):
+  """CIFAR-10 in grey, from the official archive (see cifar.py)."""
 
   def examples(self) -> Mapping[str, Iterable[Example]]:
-    return imdb.read_archive(self.archive)
+    return cifar.read_archive(self.origin)
 
 
-class EffformerTextStandIn(_TextBuilder):
+class EffformerImageStandIn(_Builder):
+  """Generated pictures in place of CIFAR-10 (see image_stand_in.py)."""
+
+  def examples(self) -> Mapping[str, Iterable[Example]]:
+    return image_stand_in.splits()
+
+
+class EffformerRetrieval(_Builder):
+  """Pairs of papers, from the release of LRA (see aan.py)."""
+
+  texts = TEXTS
+
+  def examples(self) -> Mapping[str, Iterable[Example]]:
+    return aan.read_release(self.origin)
+
+
+class EffformerRetrievalStandIn(_Builder):
+  """Generated pairs in place of papers (see pair_stand_in.py)."""
+
+  texts = TEXTS
+
+  def examples(self) -> Mapping[str, Iterable[Example]]:
+    return pair_stand_in.splits()
+
+
+class EffformerTextStandIn(_Builder):
   """Generated reviews in place of IMDb (see stand_in.py)."""
 
   def examples(self) -> Mapping[str, Iterable[Example]]:
@@ -124,7 +165,7 @@ class PreparedSource:
       rows = self._rows.__getitems__(list(indices))
       return [
         {
-          'text': row['text'],
+          **{name: row[name] for name in TEXTS if name in row},
           'label': int(row['label']),
           'id': row['id'].decode(),
         }
@@ -136,8 +177,8 @@ class PreparedSource:
 
 
 def find(
-  builder_class: type[_TextBuilder], directory: pathlib.Path
-) -> _TextBuilder | None:
+  builder_class: type[_Builder], directory: pathlib.Path
+) -> _Builder | None:
   """The builder of data prepared in `directory`, or None if there are none.
 
   A folder that is not whole (a file is missing) counts as none.
@@ -157,15 +198,15 @@ def find(
 
 
 def prepare(
-  builder_class: type[_TextBuilder],
+  builder_class: type[_Builder],
   directory: pathlib.Path,
-  archive: pathlib.Path | None = None,
-) -> _TextBuilder:
+  origin: pathlib.Path | None = None,
+) -> _Builder:
   """Prepares the data in `directory`, unless it is there already."""
   try:
     with _lock(directory, builder_class.__name__):
       builder = find(builder_class, directory)
-      return builder or _prepare(builder_class, directory, archive)
+      return builder or _prepare(builder_class, directory, origin)
   except OSError as error:
     raise DataError(
       f'cannot write prepared data: {error}\n'
@@ -174,15 +215,15 @@ def prepare(
     ) from error
 
 
-def _prepare(builder_class, directory, archive) -> _TextBuilder:
+def _prepare(builder_class, directory, origin) -> _Builder:
   folder = _folder(builder_class, directory)
   # Left by a process that was killed, or by a partial copy.
   shutil.rmtree(folder, ignore_errors=True)
   for left_over in folder.parent.glob('incomplete.*'):
     shutil.rmtree(left_over, ignore_errors=True)
   builder = builder_class(data_dir=directory, file_format='array_record')
-  if archive is not None:
-    builder.archive = archive
+  if origin is not None:
+    builder.origin = origin
   tfds.display_progress_bar(False)
   with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare()

@@ -1,20 +1,32 @@
 """From a name to a data set: prepared, official, stand-in, or the user's own.
 
 For each known source, in this order: data prepared before; the official
-archive in `<directory>/downloads/manual/`; its download, checked; where
-allowed, the generated stand-in. A stand-in that is prepared already is taken
-before another download is tried, so that a run that is started again sees the
-same data; `python -m effformer.data prepare` fetches the real ones.
+archive in `<directory>/downloads/manual/`, or the unpacked release of LRA
+there; its download, checked; where allowed, the generated stand-in. A stand-in
+that is prepared already is taken before another download is tried, so that a
+run that is started again sees the same data; `python -m effformer.data prepare`
+fetches the real ones.
 """
 
 import dataclasses
 import inspect
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 
 import tensorflow_datasets as tfds
 
-from effformer.data import builders, files, imdb, listops
+from effformer.data import (
+  aan,
+  archives,
+  builders,
+  cifar,
+  files,
+  images,
+  imdb,
+  listops,
+  rows,
+)
 from effformer.data.dataset import SPLITS, Dataset, first_examples
 from effformer.data.tokenizers import ListOpsTokenizer
 from effformer.errors import ConfigError, DataError
@@ -30,8 +42,14 @@ class Known:
     num_classes: number of labels.
     label_names: names of the labels, or ().
     stand_in: builder of a generated stand-in, or None.
-    archive: name of the official archive, or '' if nothing is downloaded.
+    archive: the official archive, or None.
+    release: files of the release of LRA that are needed, or (). Without either
+      the data are generated.
     check_text: raises DataError for a text that is not of this task.
+    read_rows: reads own data; see `files.load_files`.
+    has_documents: whether own texts may stand in a file of their own;
+      `read_rows` is then a function of its path.
+    counts: split to the number of its official examples, where it is known.
   """
 
   builder: type
@@ -39,9 +57,15 @@ class Known:
   num_classes: int
   label_names: tuple[str, ...] = ()
   stand_in: type | None = None
-  archive: str = ''
+  archive: archives.Archive | None = None
+  release: tuple[str, ...] = ()
   check_text: files.CheckText | None = None
+  read_rows: Callable = rows.of_texts
+  has_documents: bool = False
+  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
+
+RELEASE_URL = 'https://storage.googleapis.com/long-range-arena/lra_release.gz'
 
 KNOWN = {
   'listops': Known(
@@ -57,6 +81,28 @@ KNOWN = {
     label_names=imdb.LABEL_NAMES,
     stand_in=builders.EffformerTextStandIn,
     archive=imdb.ARCHIVE,
+    counts={'test': 2 * imdb.PER_CLASS},
+  ),
+  'image': Known(
+    builder=builders.EffformerImage,
+    origin='CIFAR-10 in grey (Krizhevsky, 2009), 32 x 32',
+    num_classes=len(cifar.LABEL_NAMES),
+    label_names=cifar.LABEL_NAMES,
+    stand_in=builders.EffformerImageStandIn,
+    archive=cifar.ARCHIVE,
+    counts={'train': 45_000, 'validation': 5_000, 'test': 10_000},
+    read_rows=images.rows(cifar.SIDE),
+  ),
+  'retrieval': Known(
+    builder=builders.EffformerRetrieval,
+    origin='pairs of ACL papers as bytes (release of LRA)',
+    num_classes=2,
+    label_names=('apart', 'cited'),
+    stand_in=builders.EffformerRetrievalStandIn,
+    release=tuple(aan.FILES.values()),
+    counts=aan.COUNTS,
+    read_rows=aan.of_pairs,
+    has_documents=True,
   ),
 }
 
@@ -68,6 +114,7 @@ def load(
   train: str = '',
   validation: str = '',
   test: str = '',
+  documents: str = '',
   stand_in: bool = False,
   max_bad_fraction: float = 0.0,
   train_examples: int = 0,
@@ -81,6 +128,7 @@ def load(
     directory: where prepared data live; '' is $TFDS_DATA_DIR or
       ~/tensorflow_datasets.
     train, validation, test: the user's own files (see files.py) or ''.
+    documents: the file that texts of own pairs stand in, or ''.
     stand_in: may generated data take the place of data that cannot be had?
     max_bad_fraction: share of bad rows of an own file that is put up with.
     train_examples, validation_examples, test_examples: 0 for all of the split,
@@ -92,12 +140,19 @@ def load(
   """
   known = _known(name)
   own = {'train': train, 'validation': validation, 'test': test}
+  if documents and not (known.has_documents and any(own.values())):
+    raise ConfigError(
+      f'data.documents={documents!r} is given, but {name} has no use for it.\n'
+      'It goes with own pairs in data.train of the task retrieval.'
+    )
   if any(own.values()):
+    read_rows = known.read_rows
     dataset = files.load_files(
       name,
       own,
       max_bad_fraction=max_bad_fraction,
       check_text=known.check_text,
+      read_rows=read_rows(documents) if known.has_documents else read_rows,
     )
   else:
     builder, is_stand_in = obtain(name, data_folder(directory), stand_in)
@@ -146,12 +201,11 @@ def obtain(
   known = _known(name)
   if builder := builders.find(known.builder, folder):
     return builder, False
-  if not known.archive:
+  if not (known.archive or known.release):
     return builders.prepare(known.builder, folder), False
-  manual = folder / 'downloads' / 'manual' / known.archive
-  if manual.exists():
-    imdb.check_archive(manual)
-    return builders.prepare(known.builder, folder, manual), False
+  manual = folder / 'downloads' / 'manual'
+  if origin := _by_hand(known, manual):
+    return builders.prepare(known.builder, folder, origin), False
   if (
     stand_in
     and keep_stand_in
@@ -159,17 +213,47 @@ def obtain(
   ):
     return builder, True
   try:
-    archive = imdb.download(folder / 'downloads')
+    origin = _download(known, folder / 'downloads')
   except DataError as error:
     if stand_in:
       return builders.prepare(known.stand_in, folder), True
+    remedy = f'Unpack {RELEASE_URL} in {manual}'
+    if known.archive:
+      remedy = f'Copy {known.archive.url} to {manual / known.archive.name}'
     raise DataError(
-      f'the data of {name!r} are not here.\n{error}\n'
-      f'Copy {imdb.URL} to {manual},\n'
+      f'the data of {name!r} are not here.\n{error}\n{remedy},\n'
       'or name your own files in data.train (and data.validation, data.test),'
-      ' or allow generated text with data.stand_in=True.'
+      ' or allow generated data with data.stand_in=True.'
     ) from error
-  return builders.prepare(known.builder, folder, archive), False
+  return builders.prepare(known.builder, folder, origin), False
+
+
+def _by_hand(known: Known, manual: pathlib.Path) -> pathlib.Path | None:
+  """The archive, or the folder of the release, that somebody put there."""
+  if known.archive:
+    path = manual / known.archive.name
+    if not path.exists():
+      return None
+    known.archive.check(path)
+    return path
+  # Unpacked, the release has its data in a folder of the same name once more.
+  places = [manual.joinpath(*('lra_release',) * depth) for depth in (2, 1)]
+  for place in places:
+    absent = [name for name in known.release if not (place / name).is_file()]
+    if not absent:
+      return place
+    if len(absent) < len(known.release):
+      raise DataError(
+        f'the release of LRA in {place} is not whole: {absent[0]} is missing.\n'
+        f'Unpack {RELEASE_URL} again.'
+      )
+  return None
+
+
+def _download(known: Known, folder: pathlib.Path) -> pathlib.Path:
+  if not known.archive:
+    raise DataError('The release of LRA is too large to be fetched unasked.')
+  return known.archive.download(folder)
 
 
 def prepared(name: str, folder: pathlib.Path) -> list[Dataset]:
@@ -198,7 +282,7 @@ def describe(
   origin, notes = f'{known.origin}, prepared in {builder.data_path}', ()
   if is_stand_in:
     origin = (
-      f'STAND-IN: generated text, not {known.origin}; '
+      f'STAND-IN: generated data, not {known.origin}; '
       f'prepared in {builder.data_path}'
     )
     notes = (

@@ -1,6 +1,8 @@
 """What a data set is here: named splits of examples with random access.
 
-An example is `{'text': bytes, 'label': int, 'id': str}`. A source is anything
+An example is `{'text': bytes, 'label': int, 'id': str}`; the text of an image
+is its grey values (`images`). Of a pair of texts the second one is `other`. A
+source is anything
 with `len(source)` and `source[i]`; `read` takes the faster bulk path of
 sources that have one.
 
@@ -10,12 +12,14 @@ keeps these, but not its shuffles, the same between versions.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 SPLITS = ('train', 'validation', 'test')
+# The texts of an example; the second one only of a pair.
+TEXTS = ('text', 'other')
 
 _WORD = (1 << 64) - 1
 # Keys of the orders that belong to no seed; any two different numbers do.
@@ -23,9 +27,10 @@ _FIXED_ORDER_KEY = (0x5EED0F0EDE5, 0x0FF1CE)
 
 
 class Example(TypedDict):
-  """One labelled text; `id` names it for humans (file:row or file name)."""
+  """One labelled text, image or pair; `id` names it for humans (file, row)."""
 
   text: bytes
+  other: NotRequired[bytes]
   label: int
   id: str
 
@@ -107,6 +112,17 @@ def read_all(source: Source, chunk: int = 500) -> Iterable[Example]:
     yield from read(source, range(start, min(start + chunk, len(source))))
 
 
+def numbered(
+  make: Callable[[int], Example], sizes: Mapping[str, int]
+) -> dict[str, Iterator[Example]]:
+  """make(0), make(1), ... shared out to splits of these sizes, in order."""
+  splits, start = {}, 0
+  for split, size in sizes.items():
+    splits[split] = map(make, range(start, start + size))
+    start += size
+  return splits
+
+
 def permutation(size: int, key: tuple[int, int]) -> np.ndarray:
   """A permutation of 0 .. size - 1 as int64, a pure function of its arguments.
 
@@ -141,16 +157,17 @@ def bucket(text: bytes, buckets: int = 10) -> int:
 
 
 class Fingerprint:
-  """SHA-256 over length, text and label of every example in order."""
+  """SHA-256 over lengths, texts and label of every example in order."""
 
   def __init__(self):
     self._digest = hashlib.sha256()
     self.count = 0
 
   def update(self, example: Example) -> None:
-    text = example['text']
-    self._digest.update(len(text).to_bytes(8, 'big'))
-    self._digest.update(text)
+    for name in TEXTS:
+      if name in example:
+        self._digest.update(len(example[name]).to_bytes(8, 'big'))
+        self._digest.update(example[name])
     self._digest.update(example['label'].to_bytes(8, 'big', signed=True))
     self.count += 1
 

@@ -1,60 +1,38 @@
-"""The user's own data: jsonl and tsv files, plain or gzipped (.gz).
-
-jsonl: one JSON object a line with `text` (string, not empty) and `label`
-(integer or string); `id` is optional. tsv: a header line that names at least
-the columns `text` and `label`; no quoting.
+"""The user's own data: files of rows with a text, or an image, and a label.
 
 Labels are 0 .. C-1, or strings, which are numbered in sorted order of the
-train split. In a tsv file a label that looks like an integer is one. The
-greater part of the train labels decides which kind is meant.
+train split. The greater part of the train labels decides which kind is meant.
 
 Without a test file the rows of train with `bucket(text)` 1 (one in ten) are
 the test split; without a validation file those with bucket 0 are the
-validation split. Copies of a text never part.
+validation split. Copies of a text never part; of a pair the first text decides.
 
 A bad row is skipped and counted as long as no more than `max_bad_fraction` of
-the rows of its file are bad; the order of the others stays. Bad are: not
-UTF-8, not JSON, not an object, text missing or empty, label missing or not of
-the kind of the others or unknown to train, wrong number of columns, more than
-16 MiB.
+the rows of its file are bad; the order of the others stays. Bad is a row that
+cannot be read, one that the task has no use for, or one whose label is not of
+the kind of the others or unknown to train.
 """
 
 import dataclasses
-import gzip
-import io
-import json
 import pathlib
-import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from effformer.data.dataset import (
   SPLITS,
+  TEXTS,
   Dataset,
   Example,
   MemorySource,
   bucket,
   fingerprint,
 )
+from effformer.data.rows import Row, of_texts
 from effformer.errors import ConfigError, DataError
 
-_MAX_ROW_BYTES = 16 << 20
-_SUFFIXES = ('.jsonl', '.tsv')
 _CARVED = {'validation': 0, 'test': 1}
-_INTEGER = re.compile(r'-?\d{1,9}')
 
 CheckText = Callable[[bytes], object]
-
-
-@dataclasses.dataclass
-class _Row:
-  """One good row, or one bad row (`reason` says why)."""
-
-  number: int
-  text: bytes = b''
-  label: int | str = 0
-  id: str = ''
-  reason: str = ''
+ReadRows = Callable[[pathlib.Path, str], Iterable[Row]]
 
 
 @dataclasses.dataclass
@@ -62,15 +40,15 @@ class _File:
   """The rows of one file, good and bad ones, in order."""
 
   path: pathlib.Path
-  rows: list[_Row]
+  rows: list[Row]
 
-  def good(self) -> list[_Row]:
+  def good(self) -> list[Row]:
     return [row for row in self.rows if not row.reason]
 
-  def bad(self) -> list[_Row]:
+  def bad(self) -> list[Row]:
     return [row for row in self.rows if row.reason]
 
-  def place(self, row: _Row) -> str:
+  def place(self, row: Row) -> str:
     return f'{self.path}:{row.number}'
 
 
@@ -80,6 +58,7 @@ def load_files(
   *,
   max_bad_fraction: float = 0.0,
   check_text: CheckText | None = None,
+  read_rows: ReadRows = of_texts,
 ) -> Dataset:
   """The data set of the user's own files.
 
@@ -90,6 +69,7 @@ def load_files(
       are skipped; above it the first bad row ends the run.
     check_text: raises DataError for a text that the task cannot read; such a
       row is bad.
+    read_rows: (path, split) -> rows in order, see `rows` and `image_rows`.
 
   Raises:
     ConfigError: train is missing, or a file is of an unknown kind.
@@ -102,7 +82,9 @@ def load_files(
       'Give data.train, too, or neither for the data of the task.'
     )
   files = {
-    split: read_file(pathlib.Path(paths[split]).expanduser(), check_text)
+    split: read_file(
+      pathlib.Path(paths[split]).expanduser(), split, read_rows, check_text
+    )
     for split in SPLITS
     if paths[split]
   }
@@ -115,10 +97,7 @@ def load_files(
   for split, file in files.items():
     _mark_unknown_labels(file, kind, numbers, is_train=split == 'train')
     notes += _judge(file, max_bad_fraction)
-    splits[split] = [
-      {'text': row.text, 'label': numbers[row.label], 'id': row.id}
-      for row in file.good()
-    ]
+    splits[split] = [_example(row, numbers[row.label]) for row in file.good()]
     if not splits[split]:
       raise DataError(f'{file.path} holds no usable row.')
   origin = ', '.join(f'{split} {file.path}' for split, file in files.items())
@@ -142,139 +121,29 @@ def load_files(
   )
 
 
-def read_file(path: pathlib.Path, check_text: CheckText | None = None) -> _File:
+def read_file(
+  path: pathlib.Path,
+  split: str,
+  read_rows: ReadRows,
+  check_text: CheckText | None = None,
+) -> _File:
   """All rows of a file; nothing is judged yet.
 
   Raises:
-    ConfigError: neither jsonl nor tsv by its name.
-    DataError: missing, a folder, empty, a damaged gzip, or a tsv header that
-      does not name the columns.
+    ConfigError, DataError: from `read_rows`, or the file is empty.
   """
-  suffixes = [suffix.lower() for suffix in path.suffixes]
-  is_gzip = suffixes[-1:] == ['.gz']
-  kind = (suffixes[:-1] if is_gzip else suffixes)[-1:]
-  if not kind or kind[0] not in _SUFFIXES:
-    raise ConfigError(
-      f'unknown kind of file: {path}\n'
-      'Own data end in .jsonl, .tsv, .jsonl.gz or .tsv.gz.'
-    )
-  read_rows = _jsonl_rows if kind[0] == '.jsonl' else _tsv_rows
-  rows = []
-  try:
-    with gzip.open(path) if is_gzip else open(path, 'rb') as stream:
-      for row in read_rows(path, _lines(stream)):
-        if check_text and not row.reason:
-          try:
-            check_text(row.text)
-          except DataError as error:
-            row.reason = str(error)
-        row.id = row.id or f'{path.name}:{row.number}'
-        rows.append(row)
-  except FileNotFoundError:
-    raise DataError(
-      f'no such file: {path}\nCorrect data.train, data.validation or data.test.'
-    ) from None
-  except IsADirectoryError:
-    raise DataError(f'{path} is a folder; a file is needed.') from None
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise DataError(
-      f'damaged gzip file: {path}\nafter row {len(rows)}: {error}\n'
-      'Copy or make the file again.'
-    ) from None
-  except OSError as error:
-    raise DataError(f'cannot read {path}: {error}') from error
-  if not rows:
+  found = []
+  for row in read_rows(path, split):
+    if check_text and not row.reason:
+      try:
+        check_text(row.text)
+      except DataError as error:
+        row.reason = str(error)
+    row.id = row.id or f'{path.name}:{row.number}'
+    found.append(row)
+  if not found:
     raise DataError(f'{path} is empty: it holds no rows.')
-  return _File(path, rows)
-
-
-def _lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
-  """Number from 1 and bytes of each line; None for one that is too long."""
-  number = 0
-  while line := stream.readline(_MAX_ROW_BYTES):
-    number += 1
-    if len(line) == _MAX_ROW_BYTES and not line.endswith(b'\n'):
-      while line and not line.endswith(b'\n'):
-        line = stream.readline(_MAX_ROW_BYTES)
-      yield number, None
-      continue
-    if number == 1:
-      line = line.removeprefix(b'\xef\xbb\xbf')
-    yield number, line.removesuffix(b'\n').removesuffix(b'\r')
-
-
-def _decode(line: bytes | None) -> str:
-  """The line as text; ValueError says why it is a bad row."""
-  if line is None:
-    raise ValueError(f'longer than {_MAX_ROW_BYTES >> 20} MiB')
-  if not line.strip():
-    raise ValueError('blank line')
-  try:
-    return line.decode()
-  except UnicodeDecodeError as error:
-    raise ValueError(f'not UTF-8 (byte {error.start + 1})') from None
-
-
-def _jsonl_rows(path, lines) -> Iterator[_Row]:
-  for number, line in lines:
-    try:
-      yield _json_row(number, _decode(line))
-    except ValueError as error:
-      yield _Row(number, reason=str(error))
-
-
-def _json_row(number: int, line: str) -> _Row:
-  try:
-    fields = json.loads(line)
-  except (ValueError, RecursionError):
-    raise ValueError('not JSON') from None
-  if not isinstance(fields, dict):
-    raise ValueError('not a JSON object')
-  label = fields.get('label')
-  if label is None or label == '':
-    raise ValueError('no label')
-  if isinstance(label, bool) or not isinstance(label, int | str):
-    raise ValueError('label is neither an integer nor a string')
-  name = fields.get('id')
-  name = name if isinstance(name, str) else ''
-  return _Row(number, _text(fields.get('text')), label, name)
-
-
-def _tsv_rows(path, lines) -> Iterator[_Row]:
-  _, header = next(lines, (1, b''))
-  try:
-    columns = _decode(header).split('\t')
-    places = [columns.index(name) for name in ('text', 'label')]
-  except ValueError:
-    raise DataError(
-      f'{path}:1 is no header line with the columns text and label.\n'
-      'Put their names into the first line, with a tab between them.'
-    ) from None
-  for number, line in lines:
-    try:
-      fields = _decode(line).split('\t')
-      if len(fields) != len(columns):
-        raise ValueError(f'{len(fields)} columns, not {len(columns)}')
-      text, label = (fields[place] for place in places)
-      if not label:
-        raise ValueError('no label')
-      is_integer = _INTEGER.fullmatch(label)
-      yield _Row(number, _text(text), int(label) if is_integer else label)
-    except ValueError as error:
-      yield _Row(number, reason=str(error))
-
-
-def _text(text: object) -> bytes:
-  if text is None:
-    raise ValueError('no text')
-  if not isinstance(text, str):
-    raise ValueError('text is not a string')
-  if not text.strip():
-    raise ValueError('empty text')
-  try:
-    return text.encode()
-  except UnicodeEncodeError:
-    raise ValueError('not UTF-8 (half of a surrogate pair)') from None
+  return _File(path, found)
 
 
 def _label_names(train: _File) -> tuple[type, list[int | str]]:
@@ -335,6 +204,11 @@ def _judge(file: _File, max_bad_fraction: float) -> list[str]:
   ]
 
 
+def _example(row: Row, label: int) -> Example:
+  example = {'text': row.text, 'label': label, 'id': row.id}
+  return example if row.other is None else {**example, 'other': row.other}
+
+
 def _carve(splits: dict[str, list[Example]], carved: list[str], path) -> None:
   """Moves rows of train to the splits that have no file."""
   rows = splits['train']
@@ -353,11 +227,16 @@ def _carve(splits: dict[str, list[Example]], carved: list[str], path) -> None:
 
 
 def _shared_texts(splits: Mapping[str, list[Example]]) -> list[str]:
-  """A note for each split that repeats texts of train."""
-  train = {example['text'] for example in splits['train']}
+  """A note for each split that repeats texts, or pairs of them, of train."""
+
+  def key(example):
+    return tuple(example[name] for name in TEXTS if name in example)
+
+  train = {key(example) for example in splits['train']}
   notes = []
   for split in ('validation', 'test'):
-    count = sum(example['text'] in train for example in splits[split])
+    count = sum(key(example) in train for example in splits[split])
     if count:
-      notes.append(f'{count} texts of {split} are in train, too')
+      what = 'pairs' if 'other' in splits[split][0] else 'texts'
+      notes.append(f'{count} {what} of {split} are in train, too')
   return notes

@@ -7,7 +7,8 @@ going through those before it. Grain reads ahead in threads; it asks for whole
 steps by number, so neither threads nor prefetch can change a batch.
 
 A batch is a dict of NumPy arrays: `ids_BT` int32 (0 is padding), `lengths_B`
-int32 (at least 1 token, at most T), `label_B` int32, `weight_B` float32,
+int32 (at least 1 token, at most T), for pairs `other_ids_BT` and
+`other_lengths_B` of the second texts, `label_B` int32, `weight_B` float32,
 `index_B` int64 (row in the source).
 """
 
@@ -198,16 +199,25 @@ def _batch(
   source: Source, encode: Encode, indices_B: np.ndarray, max_length: int
 ) -> Batch:
   examples = read(source, indices_B.tolist())
-  ids_BT = np.zeros((len(examples), max_length), np.int32)
-  lengths_B = np.zeros(len(examples), np.int32)
-  for row, example in enumerate(examples):
-    ids_T = encode(example['text'], max_length)
-    ids_BT[row, : len(ids_T)] = ids_T
-    lengths_B[row] = len(ids_T)
-  return {
-    'ids_BT': ids_BT,
-    'lengths_B': lengths_B,
+  batch = _rows([e['text'] for e in examples], encode, max_length)
+  if 'other' in examples[0]:
+    other = _rows([e['other'] for e in examples], encode, max_length)
+    batch |= {f'other_{name}': array for name, array in other.items()}
+  return batch | {
     'label_B': np.array([e['label'] for e in examples], np.int32),
     'weight_B': np.ones(len(examples), np.float32),
     'index_B': indices_B,
   }
+
+
+def _rows(
+  texts: list[bytes], encode: Encode, max_length: int
+) -> dict[str, np.ndarray]:
+  """Ids of the texts, padded with 0, and their lengths."""
+  ids_BT = np.zeros((len(texts), max_length), np.int32)
+  lengths_B = np.zeros(len(texts), np.int32)
+  for row, text in enumerate(texts):
+    ids_T = encode(text, max_length)
+    ids_BT[row, : len(ids_T)] = ids_T
+    lengths_B[row] = len(ids_T)
+  return {'ids_BT': ids_BT, 'lengths_B': lengths_B}

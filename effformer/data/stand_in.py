@@ -15,7 +15,7 @@ is used, which Python keeps the same between versions.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-from effformer.data.dataset import Example
+from effformer.data.dataset import Example, numbered
 
 SIZES = {'train': 6_000, 'validation': 1_000, 'test': 2_000}
 
@@ -33,7 +33,7 @@ _OPINIONS = (
   'It has a {word} {part}',
   'Even the {part} turned out {word}',
 )
-_NEUTRAL = (
+NEUTRAL = (
   'We saw it on a {day} in a small house near the {place}',
   'The story follows a {job} who comes back to the {place} after years away',
   'A {job} and a {job} share a train and a secret',
@@ -85,29 +85,27 @@ def review(number: int) -> Example:
 
 def splits() -> Mapping[str, Iterator[Example]]:
   """The splits, one after the other by review number."""
-  numbers, start = {}, 0
-  for split, size in SIZES.items():
-    numbers[split] = map(review, range(start, start + size))
-    start += size
-  return numbers
+  return numbered(review, SIZES)
 
 
 def _sentence(draw, label: int) -> str:
   if draw() < _OPINION_SHARE:
     side = label if draw() < _OWN_SIDE else 1 - label
     end = '!' if draw() < _EXCLAMATION[label] else '.'
-    return _fill(draw, _pick(draw, _OPINIONS), _WORDS[side]) + end
-  return _fill(draw, _pick(draw, _NEUTRAL), ()) + '.'
+    return fill(draw, pick(draw, _OPINIONS), _WORDS[side]) + end
+  return fill(draw, pick(draw, NEUTRAL), ()) + '.'
 
 
-def _fill(draw, template: str, words: Sequence[str]) -> str:
+def fill(draw, template: str, words: Sequence[str]) -> str:
+  """`template` with its slots filled; {word} from `words`."""
   before, _, rest = template.partition('{')
   if not rest:
     return before
   slot, _, after = rest.partition('}')
-  word = _pick(draw, words if slot == 'word' else _CHOICES[slot])
-  return before + word + _fill(draw, after, words)
+  word = pick(draw, words if slot == 'word' else _CHOICES[slot])
+  return before + word + fill(draw, after, words)
 
 
-def _pick(draw, choices: Sequence[str]) -> str:
+def pick(draw, choices: Sequence[str]) -> str:
+  """One of `choices`, by the next number that is drawn."""
   return choices[int(draw() * len(choices))]

@@ -68,13 +68,28 @@ def sequence_classifier(
   config: ml_collections.ConfigDict, vocabulary_size: int, num_classes: int
 ) -> classifier.Classifier:
   """The classifier that `config` describes."""
+  return classifier.Classifier(**_fields(config, vocabulary_size, num_classes))
+
+
+def pair_classifier(
+  config: ml_collections.ConfigDict, vocabulary_size: int, num_classes: int
+) -> classifier.PairClassifier:
+  """The classifier of pairs that `config` describes."""
+  return classifier.PairClassifier(
+    pair_head=config.model.pair_head,
+    **_fields(config, vocabulary_size, num_classes),
+  )
+
+
+def _fields(config, vocabulary_size, num_classes):
   model = config.model
-  return classifier.Classifier(
+  return dict(
     vocabulary_size=vocabulary_size,
     num_classes=num_classes,
     width=model.width,
     layers=layer_configs(config),
     max_length=config.data.max_length,
+    front_end=model.front_end,
     position='none' if model.position == 'rotary' else model.position,
     pooling=model.pooling,
     head_width=model.head_width,

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import ml_collections
 
 from effformer import errors
-from effformer.tasks import listops, text
+from effformer.tasks import image, listops, retrieval, text
 from effformer.tasks.task import Task
 
 TABLE: dict[str, Callable[[ml_collections.ConfigDict], Task]] = {
   'text': text.make,
   'listops': listops.make,
+  'image': image.make,
+  'retrieval': retrieval.make,
 }
 
 

@@ -14,11 +14,17 @@ from effformer import data
 from effformer.models import build
 from effformer.tasks import floors, task
 
+# What a classifier of one text takes, and one of two.
+ONE_TEXT = ('ids_BT', 'lengths_B')
+TWO_TEXTS = (*ONE_TEXT, 'other_ids_BT', 'other_lengths_B')
+
 
 def from_config(
   config: ml_collections.ConfigDict,
   tokenizer: data.Tokenizer,
   own_floors: Callable[[data.Dataset], dict[str, float]],
+  build_model: Callable[..., nn.Module] = build.sequence_classifier,
+  inputs: tuple[str, ...] = ONE_TEXT,
 ) -> task.Task:
   """The task `config.task` on its data set, or on the user's own data.
 
@@ -26,11 +32,11 @@ def from_config(
     config: the whole config.
     tokenizer: of the texts.
     own_floors: data set -> floors beside that of the majority.
+    build_model: (config, vocabulary size, number of classes) -> the network.
+    inputs: of the network, as a batch names them.
   """
   dataset = data.from_config(config.task, config.data)
-  model = build.sequence_classifier(
-    config, tokenizer.vocab_size, dataset.num_classes
-  )
+  model = build_model(config, tokenizer.vocab_size, dataset.num_classes)
   splits = dataset.splits
 
   def measure_floors() -> dict[str, float]:
@@ -44,6 +50,7 @@ def from_config(
     model,
     config.data.max_length,
     measure_floors,
+    inputs,
   )
 
 
@@ -54,6 +61,7 @@ def make(
   model: nn.Module,
   max_length: int,
   measure_floors: Callable[[], dict[str, float]],
+  inputs: tuple[str, ...] = ONE_TEXT,
 ) -> task.Task:
   """Joins a data set of labelled sequences with a classifier.
 
@@ -61,9 +69,13 @@ def make(
   """
 
   def init(key: jax.Array) -> Any:
-    ids_BT = jnp.zeros((1, max_length), jnp.int32)
-    lengths_B = jnp.full((1,), max_length, jnp.int32)
-    return model.init(key, ids_BT, lengths_B)['params']
+    arrays = [
+      jnp.zeros((1, max_length), jnp.int32)
+      if name.endswith('BT')
+      else jnp.full((1,), max_length, jnp.int32)
+      for name in inputs
+    ]
+    return model.init(key, *arrays)['params']
 
   def per_example(logits_BC, batch):
     label_B = batch['label_B']
@@ -79,8 +91,7 @@ def make(
   def objective(params, batch, key, step):
     logits_BC = model.apply(
       {'params': params},
-      batch['ids_BT'],
-      batch['lengths_B'],
+      *(batch[name] for name in inputs),
       deterministic=False,
       step=step,
       rngs={'dropout': key},
@@ -89,11 +100,18 @@ def make(
     return values.pop('loss'), values
 
   def measure(params, batch):
-    logits_BC = model.apply(
-      {'params': params}, batch['ids_BT'], batch['lengths_B']
-    )
+    arrays = (batch[name] for name in inputs)
+    logits_BC = model.apply({'params': params}, *arrays)
     return per_example(logits_BC, batch)
 
   return task.Task(
-    name, dataset, encode, model, init, objective, measure, measure_floors
+    name,
+    dataset,
+    encode,
+    model,
+    init,
+    objective,
+    measure,
+    measure_floors,
+    inputs,
   )

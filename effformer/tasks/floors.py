@@ -8,6 +8,11 @@ Each floor is fitted on train and is the accuracy on the evaluated split.
 - root operator (ListOps): the most frequent label of train given the first
   symbol. Most published ListOps scores of 36-37 % are this one.
 
+- bags of tokens (pairs): the same on the bags of both texts and what they have
+  in common.
+- linear (images): multinomial logistic regression on the pixels; it knows what
+  stands where, but no shape in two places.
+
 All are deterministic.
 """
 
@@ -15,8 +20,11 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from effformer.data.dataset import Source, read_all
+from effformer.data.dataset import Source, first_examples, read_all
 from effformer.data.tokenizers import Tokenizer
+
+# Images that the linear floor is fitted on: more change it by tenths.
+MAX_LINEAR = 20_000
 
 _L2 = 1.0
 # On IMDb at 512 bytes 30 iterations and 400 differ by 0.03 points.
@@ -60,24 +68,67 @@ def bag_of_tokens(
   divided by its standard deviation over train. Tokens that vary nowhere in
   train are left out.
   """
-  frequency_NY, labels_N = frequencies(train, tokenizer, max_length)
-  evaluated_BY, labels_B = frequencies(evaluated, tokenizer, max_length)
-  mean_Y, std_Y = frequency_NY.mean(axis=0), frequency_NY.std(axis=0)
+  return _regression(
+    *(frequencies(s, tokenizer, max_length) for s in (train, evaluated))
+  )
+
+
+def bags_of_tokens(
+  train: Source, evaluated: Source, tokenizer: Tokenizer, max_length: int
+) -> float:
+  """Accuracy of logistic regression on the frequencies a, b in two texts.
+
+  As `bag_of_tokens`, on [a, b, a * b, |a - b|]: what two bags tell about how
+  alike the texts are.
+  """
+
+  def features(source):
+    a_NY, labels_N = frequencies(source, tokenizer, max_length)
+    b_NY, _ = frequencies(source, tokenizer, max_length, 'other')
+    parts = [a_NY, b_NY, a_NY * b_NY, np.abs(a_NY - b_NY)]
+    return np.concatenate(parts, axis=1), labels_N
+
+  return _regression(features(train), features(evaluated))
+
+
+def linear(train: Source, evaluated: Source) -> float:
+  """Accuracy of logistic regression on the pixels, as in `bag_of_tokens`.
+
+  Fitted on the first examples of `dataset.first_examples` where there are more
+  than MAX_LINEAR; all images have one size.
+  """
+  train = first_examples(train, MAX_LINEAR)
+  return _regression(_pixels(train), _pixels(evaluated))
+
+
+def _pixels(source: Source) -> tuple[np.ndarray, np.ndarray]:
+  texts = [example['text'] for example in read_all(source)]
+  x_NP = np.frombuffer(b''.join(texts), np.uint8).reshape(len(texts), -1)
+  return x_NP.astype(np.float32), _labels(source)
+
+
+def _regression(
+  train: tuple[np.ndarray, np.ndarray], evaluated: tuple[np.ndarray, np.ndarray]
+) -> float:
+  (x_NY, labels_N), (x_BY, labels_B) = train, evaluated
+  mean_Y, std_Y = x_NY.mean(axis=0), x_NY.std(axis=0)
   used_Y = std_Y > 0
   mean_U, std_U = mean_Y[used_Y], std_Y[used_Y]
   num_classes = int(max(labels_N.max(), labels_B.max())) + 1
   weights_UC, bias_C = _fit(
-    (frequency_NY[:, used_Y] - mean_U) / std_U, labels_N, num_classes
+    (x_NY[:, used_Y] - mean_U) / std_U, labels_N, num_classes
   )
-  x_BU = (evaluated_BY[:, used_Y] - mean_U) / std_U
+  x_BU = (x_BY[:, used_Y] - mean_U) / std_U
   guess_B = (x_BU @ weights_UC + bias_C).argmax(axis=-1)
   return float(np.mean(guess_B == labels_B))
 
 
 def frequencies(
-  source: Source, tokenizer: Tokenizer, max_length: int
+  source: Source, tokenizer: Tokenizer, max_length: int, name: str = 'text'
 ) -> tuple[np.ndarray, np.ndarray]:
   """Shares of the tokens among the first `max_length` of each text, float64.
+
+  `name` says which text of an example.
 
   Returns:
     frequency_NY, each row of which sums to 1, and labels_N.
@@ -85,7 +136,7 @@ def frequencies(
   frequency_NY = np.zeros((len(source), tokenizer.vocab_size))
   labels_N = np.zeros(len(source), np.int64)
   for row, example in enumerate(read_all(source)):
-    ids_T = tokenizer.encode(example['text'], max_length)
+    ids_T = tokenizer.encode(example[name], max_length)
     counts_Y = np.bincount(ids_T, minlength=tokenizer.vocab_size)
     frequency_NY[row] = counts_Y / len(ids_T)
     labels_N[row] = example['label']

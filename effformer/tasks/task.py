@@ -25,6 +25,7 @@ class Task:
       batch; step is the number of training steps so far.
     measure: (params, batch) -> per-example values [B] of an evaluation.
     floors: () -> name -> accuracy on the test split of trivial models.
+    inputs: names in a batch of what the model takes, in order.
     select: the measure whose highest validation value names the best step.
   """
 
@@ -36,4 +37,5 @@ class Task:
   objective: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
   measure: Callable[[Any, Any], dict[str, jax.Array]]
   floors: Callable[[], dict[str, float]]
+  inputs: tuple[str, ...] = ('ids_BT', 'lengths_B')
   select: str = 'accuracy'

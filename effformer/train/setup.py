@@ -102,8 +102,10 @@ def build(
     out_shardings=sharding.replicated(mesh),
   )
   length = config.data.max_length
-  batch = abstract_batch(mesh, train.batch_size, length)
-  eval_batch = abstract_batch(mesh, train.eval_batch_size, length)
+  batch, eval_batch = (
+    abstract_batch(mesh, size, length, task.inputs)
+    for size in (train.batch_size, train.eval_batch_size)
+  )
   return Program(
     mesh,
     abstract,
@@ -132,15 +134,23 @@ def _first_state(make_state, mesh, abstract):
 
 
 def abstract_batch(
-  mesh: jax.sharding.Mesh, batch_size: int, max_length: int
+  mesh: jax.sharding.Mesh,
+  batch_size: int,
+  max_length: int,
+  inputs: Sequence[str],
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and shardings of a training batch on the devices."""
+  """Shapes and shardings of a training batch on the devices.
+
+  `inputs` are names of whole numbers, of which those in BT have T a row.
+  """
   where = sharding.batch(mesh)
   # index_B is int64 on the host; jax holds it in 32 bits.
   index_dtype = jax.dtypes.canonicalize_dtype(jnp.int64)
   kinds = {
-    'ids_BT': ((batch_size, max_length), jnp.int32),
-    'lengths_B': ((batch_size,), jnp.int32),
+    **{
+      name: ((batch_size, max_length)[: 1 + name.endswith('BT')], jnp.int32)
+      for name in inputs
+    },
     'label_B': ((batch_size,), jnp.int32),
     'weight_B': ((batch_size,), jnp.float32),
     'index_B': ((batch_size,), index_dtype),

@@ -19,7 +19,7 @@ PROGRAM = """
 import sys
 from effformer import data
 from effformer.data import imdb, stand_in
-imdb.URL = 'http://127.0.0.1:9/none.tar.gz'
+imdb.ARCHIVE.url = 'http://127.0.0.1:9/none.tar.gz'
 stand_in.SIZES = {'train': 2000, 'validation': 3, 'test': 3}
 loaded = data.load('text', directory=sys.argv[1], stand_in=True)
 with data.train_batches(
@@ -37,7 +37,7 @@ print(loaded.fingerprints['train'])
 def small(monkeypatch):
   monkeypatch.setattr(builders, 'LISTOPS_SIZES', SIZES)
   monkeypatch.setattr(stand_in, 'SIZES', SIZES)
-  monkeypatch.setattr(imdb, 'URL', NO_NETWORK)
+  monkeypatch.setattr(imdb.ARCHIVE, 'url', NO_NETWORK)
 
 
 @pytest.fixture(scope='module')
@@ -108,21 +108,21 @@ def test_permutation_never_changes():
 def test_stand_in_only_where_allowed_and_never_silent(tmp_path):
   with pytest.raises(DataError) as error:
     data.load('text', directory=str(tmp_path))
-  manual = tmp_path / 'downloads' / 'manual' / imdb.ARCHIVE
+  manual = tmp_path / 'downloads' / 'manual' / imdb.ARCHIVE.name
   assert str(manual) in str(error.value)
   assert 'data.stand_in=True' in str(error.value)
   assert len(str(error.value).splitlines()) <= 5
 
   loaded = data.load('text', directory=str(tmp_path), stand_in=True)
   assert loaded.stand_in
-  assert loaded.origin.startswith('STAND-IN: generated text')
+  assert loaded.origin.startswith('STAND-IN: generated data')
   assert 'say nothing about IMDb' in loaded.notes[0]
   assert {s: len(source) for s, source in loaded.splits.items()} == SIZES
   # Again it needs leave, and no other download is tried with it.
   with pytest.raises(DataError):
     data.load('text', directory=str(tmp_path))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(imdb, 'download', lambda _: pytest.fail('download tried'))
+    patch.setattr(imdb.ARCHIVE, 'download', lambda _: pytest.fail('tried'))
     again = data.load('text', directory=str(tmp_path), stand_in=True)
   assert again.fingerprints == loaded.fingerprints
 
@@ -130,12 +130,12 @@ def test_stand_in_only_where_allowed_and_never_silent(tmp_path):
 def test_manual_archive_comes_before_the_stand_in(tmp_path, monkeypatch):
   text = {'text': b'\xff official', 'label': 1, 'id': 'train/pos/0_9'}
   read = {'train': [text], 'validation': [text], 'test': [text] * 2}
-  manual = tmp_path / 'downloads' / 'manual' / imdb.ARCHIVE
+  manual = tmp_path / 'downloads' / 'manual' / imdb.ARCHIVE.name
   manual.parent.mkdir(parents=True)
   manual.write_bytes(b'not it')
   with pytest.raises(DataError, match='SHA-256'):
     data.load('text', directory=str(tmp_path), stand_in=True)
-  monkeypatch.setattr(imdb, 'check_archive', lambda path: None)
+  monkeypatch.setattr(imdb.ARCHIVE, 'check', lambda path: None)
   monkeypatch.setattr(
     imdb, 'read_archive', lambda path: read if path == manual else None
   )
@@ -163,6 +163,7 @@ def test_from_config_passes_every_key(listops_folder):
   config = {
     'directory': str(listops_folder),
     **dict.fromkeys(dataset.SPLITS, ''),
+    'documents': '',
     'stand_in': False,
     'max_bad_fraction': 0.0,
     'train_examples': 3,
@@ -175,7 +176,7 @@ def test_from_config_passes_every_key(listops_folder):
 
 
 def test_unknown_name():
-  with pytest.raises(ConfigError, match='listops, text'):
+  with pytest.raises(ConfigError, match='image, listops, retrieval, text'):
     data.load('imdb')
 
 

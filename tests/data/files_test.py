@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from effformer.data import files
+from effformer.data import files, rows
 from effformer.data.dataset import bucket
 from effformer.errors import ConfigError, DataError
 
@@ -199,7 +199,7 @@ def test_unknown_label_of_test_is_a_bad_row(write):
 
 
 def test_row_that_is_too_long(write, monkeypatch):
-  monkeypatch.setattr(files, '_MAX_ROW_BYTES', 100)
+  monkeypatch.setattr(rows, '_MAX_ROW_BYTES', 100)
   long = {'text': 'x' * 1000, 'label': 0}
   path = write('a.jsonl', jsonl([*GOOD[:2], long, *GOOD[2:]]))
   dataset = load(path, path, path, max_bad_fraction=0.1)

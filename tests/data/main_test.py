@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-from effformer.data import __main__, builders, dataset, imdb, stand_in
+from effformer.data import (
+  __main__,
+  builders,
+  catalogue,
+  cifar,
+  dataset,
+  image_stand_in,
+  imdb,
+  stand_in,
+)
 
 SIZES = {'train': 30, 'validation': 4, 'test': 5}
 
@@ -15,7 +24,10 @@ SIZES = {'train': 30, 'validation': 4, 'test': 5}
 def small(monkeypatch):
   monkeypatch.setattr(builders, 'LISTOPS_SIZES', SIZES)
   monkeypatch.setattr(stand_in, 'SIZES', SIZES)
-  monkeypatch.setattr(imdb, 'URL', 'http://127.0.0.1:9/none.tar.gz')
+  monkeypatch.setattr(image_stand_in, 'SIZES', SIZES)
+  for archive in (imdb.ARCHIVE, cifar.ARCHIVE):
+    nowhere = f'http://127.0.0.1:9/{archive.name}'
+    monkeypatch.setattr(archive, 'url', nowhere)
 
 
 @pytest.fixture
@@ -30,13 +42,13 @@ def run(tmp_path, capsys):
 def test_prepare_list_verify(run, tmp_path):
   code, out, _ = run('list')
   assert code == 0
-  assert out.count('not prepared') == 2
+  assert out.count('not prepared') == len(catalogue.KNOWN)
   code, out, _ = run('prepare', 'listops')
   assert code == 0
   assert 'train           30 rows' in out
   code, out, _ = run('list')
   assert f'listops: ListOps, LRA rule, seed 0, prepared in {tmp_path}' in out
-  assert out.count('not prepared') == 1
+  assert out.count('not prepared') == len(catalogue.KNOWN) - 1
   code, out, err = run('verify')
   assert (code, err) == (0, '')
   assert out.count('hash, count and labels agree') == 3
@@ -56,7 +68,7 @@ def test_stand_in_is_announced(run):
 def test_prepare_replaces_a_stand_in_when_it_can(run, monkeypatch):
   run('prepare', 'text', '--stand_in')
   text = {'text': b'real', 'label': 1, 'id': 'a'}
-  monkeypatch.setattr(imdb, 'download', lambda folder: folder / 'archive')
+  monkeypatch.setattr(imdb.ARCHIVE, 'download', lambda folder: folder / 'archive')
   monkeypatch.setattr(
     imdb, 'read_archive', lambda path: {s: [text] for s in dataset.SPLITS}
   )
@@ -69,7 +81,7 @@ def test_one_that_fails_does_not_stop_the_other(run):
   code, out, err = run('prepare')
   assert code == 3
   assert 'listops: ListOps' in out
-  assert 'not prepared: text' in err
+  assert 'not prepared: image, retrieval, text' in err
 
 
 def test_verify_without_data(run):

@@ -92,6 +92,23 @@ def test_positions_tell_orders_apart(position):
   assert (distance < 1e-5) == (position == 'none')
 
 
+def test_quantities_enter_as_numbers_from_minus_one_to_one():
+  _, params, apply = make(pooling='mean', front_end='continuous')
+  values = params['params']['values']
+  assert values['kernel'].shape == (1, D)
+  # An embedding of the same vectors is the same model.
+  u_Y1 = 2 * (np.arange(Y)[:, None] - 1) / (Y - 2) - 1
+  assert u_Y1[1] == -1
+  assert u_Y1[-1] == 1
+  table_YD = u_Y1 @ values['kernel'] + values['bias']
+  same = {k: v for k, v in params['params'].items() if k != 'values'}
+  same['embedding'] = {'embedding': table_YD}
+  expected_BC = build(pooling='mean').apply({'params': same}, IDS_BT, LENGTHS_B)
+  np.testing.assert_allclose(
+    apply(params, IDS_BT, LENGTHS_B), expected_BC, atol=1e-5
+  )
+
+
 @pytest.mark.parametrize('pooling', POOLINGS)
 def test_an_empty_row_is_finite(pooling):
   model, params, apply = make(pooling=pooling, position='sinusoidal')
@@ -155,3 +172,45 @@ def test_head_widths(head_width, kernels):
     if name.startswith('head')
   }
   assert heads == kernels
+
+
+def pair(**fields):
+  plain = build(pooling='mean', **fields)
+  names = [n for n in plain.__dataclass_fields__ if n not in ('parent', 'name')]
+  return classifier.PairClassifier(
+    **{n: getattr(plain, n) for n in names}, pair_head='nli'
+  )
+
+
+@functools.cache
+def make_pair(pair_head, head_width):
+  model = pair(head_width=head_width).clone(pair_head=pair_head)
+  arrays = (IDS_BT, LENGTHS_B, IDS_BT[::-1], LENGTHS_B[::-1])
+  return random_variables(model, *arrays), jax.jit(model.apply), arrays
+
+
+@pytest.mark.parametrize('head_width', [0, 6])
+@pytest.mark.parametrize('pair_head', ['nli', 'concat'])
+def test_pair_is_the_head_of_two_pooled_rows(pair_head, head_width):
+  variables, apply, arrays = make_pair(pair_head, head_width)
+  params = variables['params']
+  # One row alone, through a classifier whose head hands on what is pooled.
+  eye = {'kernel': np.eye(D, dtype='f4'), 'bias': np.zeros(D, 'f4')}
+  tower = build(pooling='mean').clone(num_classes=D)
+  own = {k: v for k, v in params.items() if not k.startswith('head')}
+
+  def pooled(ids_BT, lengths_B):
+    return tower.apply({'params': own | {'head_out': eye}}, ids_BT, lengths_B)
+
+  a_BD, b_BD = pooled(*arrays[:2]), pooled(*arrays[2:])
+  features = [a_BD, b_BD]
+  if pair_head == 'nli':
+    features += [a_BD * b_BD, a_BD - b_BD]
+  x_BF = np.concatenate(features, axis=-1)
+  names = ['head_in', 'head_middle'][: 2 if pair_head == 'concat' else 1]
+  for name in names if head_width else []:
+    x_BF = np.maximum(x_BF @ params[name]['kernel'] + params[name]['bias'], 0)
+  out = params['head_out']
+  np.testing.assert_allclose(
+    apply(variables, *arrays), x_BF @ out['kernel'] + out['bias'], atol=1e-5
+  )

@@ -117,3 +117,55 @@ def test_bag_of_bytes_on_the_real_reviews():
     splits['train'], splits['test'], ByteTokenizer(), 512
   )
   assert accuracy == pytest.approx(0.619, abs=0.005)
+
+
+def stripes(num, seed):
+  """2 x 4 images; of class 1 one column is brighter by twice the noise."""
+  draw = np.random.default_rng(seed)
+  x_NHW = draw.integers(0, 100, (num, 2, 4))
+  y_N = np.arange(num) % 2
+  x_NHW[y_N == 1, :, 2] += 60
+  return source(
+    [
+      (x_HW.astype(np.uint8).tobytes(), int(y))
+      for x_HW, y in zip(x_NHW, y_N, strict=True)
+    ]
+  )
+
+
+def test_linear_sees_where_a_pixel_is(monkeypatch):
+  train, test = stripes(400, 0), stripes(400, 1)
+  # Two sums of two uniform numbers, 120 apart: 4 % of them overlap.
+  assert floors.linear(train, test) == pytest.approx(0.93, abs=0.04)
+  moved = source(
+    [
+      (np.roll(np.frombuffer(e['text'], 'u1'), 1).tobytes(), e['label'])
+      for e in (test[i] for i in range(400))
+    ]
+  )
+  assert floors.linear(train, moved) < 0.65
+  # No more than so many are fitted on.
+  monkeypatch.setattr(floors, 'MAX_LINEAR', 2)
+  assert floors.linear(train, test) < 0.9
+
+
+def test_bags_of_pairs_see_what_is_alike():
+  """Of each pair alone the bags tell nothing; together they tell all."""
+  draw = np.random.default_rng(0)
+  kinds = [b'aab', b'bba', b'ccd', b'ddc']
+  examples = []
+  for number in range(400):
+    first, second = draw.permutation(4)[:2]
+    label = number % 2
+    examples.append(
+      {
+        'text': kinds[first] * 5,
+        'other': kinds[first if label else second] * 5,
+        'label': label,
+        'id': '',
+      }
+    )
+  train, test = MemorySource(examples[:200]), MemorySource(examples[200:])
+  tokenizer = ByteTokenizer()
+  assert floors.bags_of_tokens(train, test, tokenizer, 15) > 0.99
+  assert floors.bag_of_tokens(train, test, tokenizer, 15) < 0.6

@@ -1,0 +1,149 @@
+"""Images as sequences: grey values, row by row, and where they are read from.
+
+An image of H x W is the text of its H W grey values, one byte each, in raster
+order. Colour becomes grey as LRA made it (TensorFlow's rgb_to_grayscale on
+bytes):
+
+    grey = floor(255.5 (0.2989 R + 0.5870 G + 0.1140 B) / 255)
+
+Own images come in two forms. `.npz`: arrays `x` [N, H, W] or [N, H, W, 3],
+uint8, and `y` [N], integers; or one file for several splits, with `train_x`,
+`train_y`, `validation_x`, ... (`python -c "numpy.savez(...)"`). A folder: one
+folder a class in it, named after the class, with image files. Nothing that
+would execute is read: arrays of objects are refused, and an image is decoded
+only if its header says the size that the task needs.
+"""
+
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from effformer.data.rows import Row, missing
+from effformer.errors import ConfigError, DataError
+
+GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp')
+# An array file that claims more than this is taken for an attack.
+_MAX_ARRAY_BYTES = 16 << 30
+
+# What NumPy and zipfile raise on files that are not what they claim.
+_DAMAGE = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile)
+
+
+def grey(rgb_NHW3: np.ndarray) -> np.ndarray:
+  """uint8 [..., 3] to uint8 [...]; see the formula above."""
+  weights_3 = np.array(GREY_WEIGHTS, np.float32)
+  luma = rgb_NHW3.astype(np.float32) @ weights_3
+  return np.floor(luma * np.float32(255.5 / 255)).astype(np.uint8)
+
+
+def rows(side: int) -> Callable[[pathlib.Path, str], Iterator[Row]]:
+  """A reader of own images of `side` x `side`; see `files.load_files`."""
+
+  def read(path: pathlib.Path, split: str) -> Iterator[Row]:
+    if path.is_dir():
+      yield from _of_folder(path, side)
+    elif path.suffix.lower() == '.npz':
+      yield from _of_arrays(path, split, side)
+    else:
+      raise ConfigError(
+        f'unknown kind of file: {path}\n'
+        'Own images are an .npz file, or a folder with one folder a class.'
+      )
+
+  return read
+
+
+def _of_arrays(path: pathlib.Path, split: str, side: int) -> Iterator[Row]:
+  x_NHW, y_N = _arrays(path, split)
+  if x_NHW.ndim == 4 and x_NHW.shape[-1] == 3:
+    x_NHW = grey(x_NHW)
+  is_image = x_NHW.ndim == 3 and x_NHW.dtype == np.uint8
+  if not is_image or y_N.ndim != 1 or y_N.dtype.kind not in 'iu':
+    raise DataError(
+      f'{path}: x is {x_NHW.dtype} {x_NHW.shape} and y {y_N.dtype} '
+      f'{y_N.shape}.\nx has to be uint8 [N, H, W] or [N, H, W, 3], and y '
+      'integers [N].'
+    )
+  if x_NHW.shape[1:] != (side, side):
+    height, width = x_NHW.shape[1:]
+    raise DataError(
+      f'{path} has images of {height} x {width}, not {side} x {side}.\n'
+      'Scale them, or choose a task of that size.'
+    )
+  if len(x_NHW) != len(y_N):
+    raise DataError(f'{path} has {len(x_NHW)} images, but {len(y_N)} labels.')
+  for number, (x_HW, label) in enumerate(zip(x_NHW, y_N, strict=True)):
+    yield Row(number, x_HW.tobytes(), int(label))
+
+
+def _arrays(path, split):
+  try:
+    with zipfile.ZipFile(path) as archive:
+      size = sum(member.file_size for member in archive.infolist())
+    if size > _MAX_ARRAY_BYTES:
+      raise DataError(f'{path} grows implausibly large: {size >> 30} GiB.')
+    with np.load(path, allow_pickle=False) as arrays:
+      prefix = '' if 'x' in arrays.files else f'{split}_'
+      names = [f'{prefix}{letter}' for letter in 'xy']
+      if not set(names) <= set(arrays.files):
+        raise DataError(
+          f'{path} has the arrays {", ".join(arrays.files)[:80]}.\n'
+          f'Needed are x and y, or {split}_x and {split}_y.'
+        )
+      return [arrays[name] for name in names]
+  except FileNotFoundError:
+    raise missing(path) from None
+  except _DAMAGE as error:
+    raise DataError(
+      f'{path} cannot be read as arrays: {str(error)[:200]}\n'
+      'Write it with numpy.savez; arrays of objects are not read.'
+    ) from None
+
+
+def _of_folder(folder: pathlib.Path, side: int) -> Iterator[Row]:
+  number = 0
+  for place in sorted(folder.iterdir()):
+    if not place.is_dir():
+      continue
+    for path in sorted(place.iterdir()):
+      if path.suffix.lower() not in SUFFIXES:
+        continue
+      name = f'{place.name}/{path.name}'
+      try:
+        yield Row(number, read_image(path, side), place.name, name)
+      except DataError as error:
+        yield Row(number, id=name, reason=f'{name}: {error}')
+      number += 1
+  if not number:
+    raise DataError(
+      f'{folder} holds no images.\nPut those of each class into a folder of '
+      f'its own: {folder}/CLASS/NAME.png'
+    )
+
+
+def read_image(path: pathlib.Path, side: int) -> bytes:
+  """The grey values of an image file.
+
+  Raises:
+    DataError: not an image, damaged, or not of `side` x `side`; it is decoded
+      only if it is.
+  """
+  try:
+    if not path.stat().st_size:
+      raise DataError('an empty file')
+    with Image.open(path) as image:
+      if image.size != (side, side):
+        width, height = image.size
+        raise DataError(f'{height} x {width}, not {side} x {side}')
+      if image.mode in ('L', '1'):
+        return image.convert('L').tobytes()
+      return grey(np.asarray(image.convert('RGB'))).tobytes()
+  except UnidentifiedImageError:
+    raise DataError('not an image') from None
+  # Pillow raises what its decoders meet, SyntaxError for a broken PNG.
+  except (*_DAMAGE, SyntaxError, Image.DecompressionBombError) as error:
+    raise DataError(f'cannot be decoded ({str(error)[:100]})') from None

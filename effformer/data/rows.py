@@ -1,0 +1,194 @@
+"""Rows of text files: jsonl and tsv, plain or gzipped (.gz).
+
+jsonl: one JSON object a line with `text` (string, not empty) and `label`
+(integer or string); `id` is optional. tsv: a header line that names at least
+the columns `text` and `label`; no quoting. In a tsv file a label that looks
+like an integer is one.
+
+A row that cannot be used is not left out, but says why: not UTF-8, not JSON,
+not an object, text missing or empty, no label, wrong number of columns, more
+than 16 MiB.
+"""
+
+import dataclasses
+import gzip
+import io
+import json
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator
+
+from effformer.errors import ConfigError, DataError
+
+_MAX_ROW_BYTES = 16 << 20
+_INTEGER = re.compile(r'-?\d{1,9}')
+
+
+@dataclasses.dataclass
+class Row:
+  """One good row, or one bad row (`reason` says why)."""
+
+  number: int
+  text: bytes = b''
+  label: int | str = 0
+  id: str = ''
+  reason: str = ''
+  other: bytes | None = None
+
+
+class Lines:
+  """Number from 1 and bytes of each line of a file; None for a too long one.
+
+  Attributes:
+    path: of the file.
+    kind: '.tsv', ..., without '.gz'.
+
+  Raises:
+    DataError: while reading: missing, a folder, or a damaged gzip.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    self._is_gzip = suffixes[-1:] == ['.gz']
+    self.path = path
+    self.kind = ''.join((suffixes[:-1] if self._is_gzip else suffixes)[-1:])
+
+  def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
+    number = 0
+    try:
+      with self._open() as stream:
+        for number, line in _lines(stream):
+          yield number, line
+    except FileNotFoundError:
+      raise missing(self.path) from None
+    except IsADirectoryError:
+      raise DataError(f'{self.path} is a folder; a file is needed.') from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+      raise DataError(
+        f'damaged gzip file: {self.path}\nafter row {number}: {error}\n'
+        'Copy or make the file again.'
+      ) from None
+    except OSError as error:
+      raise DataError(f'cannot read {self.path}: {error}') from error
+
+  def _open(self):
+    return gzip.open(self.path) if self._is_gzip else open(self.path, 'rb')
+
+
+def of_texts(path: pathlib.Path, split: str) -> Iterator[Row]:
+  """All rows of a file, good and bad ones, in order; the split is not needed.
+
+  Raises:
+    ConfigError: neither jsonl nor tsv by its name.
+    DataError: see `Lines`, or a tsv header that does not name the columns.
+  """
+  del split
+  lines = Lines(path)
+  if lines.kind not in _READERS:
+    raise ConfigError(
+      f'unknown kind of file: {path}\n'
+      'Own data end in .jsonl, .tsv, .jsonl.gz or .tsv.gz.'
+    )
+  yield from _READERS[lines.kind](path, iter(lines))
+
+
+def missing(path: pathlib.Path) -> DataError:
+  """The error that `path` is not there."""
+  return DataError(
+    f'no such file: {path}\nCorrect data.train, data.validation or data.test.'
+  )
+
+
+def _lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
+  """Number from 1 and bytes of each line; None for one that is too long."""
+  number = 0
+  while line := stream.readline(_MAX_ROW_BYTES):
+    number += 1
+    if len(line) == _MAX_ROW_BYTES and not line.endswith(b'\n'):
+      while line and not line.endswith(b'\n'):
+        line = stream.readline(_MAX_ROW_BYTES)
+      yield number, None
+      continue
+    if number == 1:
+      line = line.removeprefix(b'\xef\xbb\xbf')
+    yield number, line.removesuffix(b'\n').removesuffix(b'\r')
+
+
+def decode(line: bytes | None) -> str:
+  """The line as text; ValueError says why it is a bad row."""
+  if line is None:
+    raise ValueError(f'longer than {_MAX_ROW_BYTES >> 20} MiB')
+  if not line.strip():
+    raise ValueError('blank line')
+  try:
+    return line.decode()
+  except UnicodeDecodeError as error:
+    raise ValueError(f'not UTF-8 (byte {error.start + 1})') from None
+
+
+def _jsonl_rows(path, lines) -> Iterator[Row]:
+  for number, line in lines:
+    try:
+      yield json_row(number, decode(line))
+    except ValueError as error:
+      yield Row(number, reason=str(error))
+
+
+def json_row(number: int, line: str) -> Row:
+  """The row of a JSON object; ValueError says why it is a bad one."""
+  try:
+    fields = json.loads(line)
+  except (ValueError, RecursionError):
+    raise ValueError('not JSON') from None
+  if not isinstance(fields, dict):
+    raise ValueError('not a JSON object')
+  label = fields.get('label')
+  if label is None or label == '':
+    raise ValueError('no label')
+  if isinstance(label, bool) or not isinstance(label, int | str):
+    raise ValueError('label is neither an integer nor a string')
+  name = fields.get('id')
+  name = name if isinstance(name, str) else ''
+  return Row(number, text_bytes(fields.get('text')), label, name)
+
+
+def _tsv_rows(path, lines) -> Iterator[Row]:
+  _, header = next(lines, (1, b''))
+  try:
+    columns = decode(header).split('\t')
+    places = [columns.index(name) for name in ('text', 'label')]
+  except ValueError:
+    raise DataError(
+      f'{path}:1 is no header line with the columns text and label.\n'
+      'Put their names into the first line, with a tab between them.'
+    ) from None
+  for number, line in lines:
+    try:
+      fields = decode(line).split('\t')
+      if len(fields) != len(columns):
+        raise ValueError(f'{len(fields)} columns, not {len(columns)}')
+      text, label = (fields[place] for place in places)
+      if not label:
+        raise ValueError('no label')
+      is_integer = _INTEGER.fullmatch(label)
+      yield Row(number, text_bytes(text), int(label) if is_integer else label)
+    except ValueError as error:
+      yield Row(number, reason=str(error))
+
+
+def text_bytes(value: object, name: str = 'text') -> bytes:
+  """A field that is a text; ValueError says why it is none."""
+  if value is None:
+    raise ValueError(f'no {name}')
+  if not isinstance(value, str):
+    raise ValueError(f'{name} is not a string')
+  if not value.strip():
+    raise ValueError(f'empty {name}')
+  try:
+    return value.encode()
+  except UnicodeEncodeError:
+    raise ValueError('not UTF-8 (half of a surrogate pair)') from None
+
+
+_READERS = {'.jsonl': _jsonl_rows, '.tsv': _tsv_rows}

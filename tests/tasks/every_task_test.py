@@ -1,0 +1,78 @@
+"""Every task from its config file to a loss, on generated data."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from effformer import data, tasks
+from effformer.data import (
+  builders,
+  cifar,
+  image_stand_in,
+  imdb,
+  pair_stand_in,
+  stand_in,
+)
+
+SIZES = {'train': 40, 'validation': 6, 'test': 20}
+# Name -> floors beside the majority.
+FLOORS = {
+  'text': {'bag_of_bytes'},
+  'listops': {'root_operator', 'bag_of_tokens'},
+  'image': {'bag_of_pixels', 'linear'},
+  'retrieval': {'bags_of_bytes'},
+}
+
+
+@pytest.fixture
+def config_of(tmp_path, monkeypatch):
+  monkeypatch.setattr(builders, 'LISTOPS_SIZES', SIZES)
+  for module in (stand_in, image_stand_in, pair_stand_in):
+    monkeypatch.setattr(module, 'SIZES', SIZES)
+  for archive in (imdb.ARCHIVE, cifar.ARCHIVE):
+    monkeypatch.setattr(archive, 'url', f'http://127.0.0.1:9/{archive.name}')
+
+  def make(name):
+    module = importlib.import_module(f'configs.lra_{name}')
+    config = module.get_config('linear,quick')
+    config.data.directory = str(tmp_path)
+    config.model.num_layers = 1
+    config.model.width = config.model.mlp_width = 8
+    config.model.num_heads = 2
+    return config
+
+  return make
+
+
+def test_every_task_has_a_config_and_floors():
+  assert set(FLOORS) == set(tasks.TABLE) == set(data.KNOWN)
+
+
+@pytest.mark.parametrize('name', FLOORS)
+def test_from_config_to_loss(config_of, name):
+  config = config_of(name)
+  task = tasks.make(config)
+  source = task.dataset.splits['train']
+  batch = data.batch_at(
+    source, task.encode, 0, seed=0, batch_size=4,
+    max_length=config.data.max_length,
+  )  # fmt: skip
+  assert set(task.inputs) <= set(batch)
+  params = task.init(jax.random.key(0))
+  loss, values = task.objective(params, batch, jax.random.key(1), 0)
+  num_classes = task.dataset.num_classes
+  assert 0 < loss < 3 * np.log(num_classes)
+  measured = task.measure(params, batch)
+  assert measured[task.select].shape == (4,)
+  assert set(values) == {'accuracy'}
+  # Every text of an example is read.
+  for key in task.inputs:
+    if key.endswith('ids_BT'):
+      changed = {**batch, key: np.where(batch[key] > 0, 1, 0)}
+      changed = task.measure(params, changed)['loss']
+      assert np.abs(changed - measured['loss']).max() > 1e-6, key
+  floors = task.floors()
+  assert set(floors) == {'majority', *FLOORS[name]}
+  assert all(0 <= floor <= 1 for floor in floors.values())
