@@ -15,10 +15,12 @@ import io
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
 from effformer.data import (
   aan,
@@ -225,9 +227,23 @@ def _prepare(builder_class, directory, origin) -> _Builder:
   if origin is not None:
     builder.origin = origin
   tfds.display_progress_bar(False)
-  with contextlib.redirect_stdout(io.StringIO()):
+  with contextlib.redirect_stdout(io.StringIO()), _all_in_memory():
     builder.download_and_prepare()
   return find(builder_class, directory)
+
+
+@contextlib.contextmanager
+def _all_in_memory() -> Iterator[None]:
+  """TFDS gathers a split in memory, however large it is.
+
+  From a gigabyte on it would go on in files, by TensorFlow, which is not here.
+  """
+  limit = shuffle.MAX_MEM_BUFFER_SIZE
+  shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
+  try:
+    yield
+  finally:
+    shuffle.MAX_MEM_BUFFER_SIZE = limit
 
 
 def _folder(builder_class, directory: pathlib.Path) -> pathlib.Path:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from tensorflow_datasets.core import shuffle
 
 from effformer import data
 from effformer.data import builders, catalogue, dataset, imdb, listops, stand_in
@@ -145,6 +146,15 @@ def test_manual_archive_comes_before_the_stand_in(tmp_path, monkeypatch):
   assert loaded.splits['train'][0] == text
   manual.unlink()
   assert not data.load('text', directory=str(tmp_path)).stand_in
+
+
+def test_a_split_beyond_the_memory_of_tfds_needs_no_tensorflow(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 100)
+  loaded = data.load('listops', directory=str(tmp_path))
+  assert len(loaded.splits['train']) == SIZES['train']
+  assert shuffle.MAX_MEM_BUFFER_SIZE == 100
 
 
 def test_own_files_come_first(tmp_path):

@@ -68,7 +68,8 @@ def test_stand_in_is_announced(run):
 def test_prepare_replaces_a_stand_in_when_it_can(run, monkeypatch):
   run('prepare', 'text', '--stand_in')
   text = {'text': b'real', 'label': 1, 'id': 'a'}
-  monkeypatch.setattr(imdb.ARCHIVE, 'download', lambda folder: folder / 'archive')
+  archive = imdb.ARCHIVE
+  monkeypatch.setattr(archive, 'download', lambda folder: folder / 'archive')
   monkeypatch.setattr(
     imdb, 'read_archive', lambda path: {s: [text] for s in dataset.SPLITS}
   )
