@@ -6,8 +6,8 @@
 
 For rows of Omega in R^{M x K} from N(0, I), phi(q)^T phi(k) has the mean
 exp(q^T k / sqrt(K)): softmax attention, in expectation. Cost: time T M (K + V),
-memory T (K + V), and T M where causal or packed. The state of a stream is
-M x (V + 1) numbers a head.
+memory T (K + V), where packed T M, and where causal M (V + 1) for each chunk of
+tokens. The state of a stream is M x (V + 1) numbers a head.
 
 `features` 'hyperbolic' puts the features of Omega and -Omega beside each other
 (2 M of them, less variance); 'relu' is phi(x) = max(Omega x', 0) + 1e-3,
@@ -148,26 +148,30 @@ class PerformerAttention(MultiHead):
   @nn.nowrap
   def step(self, head: Head, state: Sums, omega_MK, call: Call):
     """See `MultiHead`."""
-    q_TM, k_TM = self._scores(head, omega_MK)
-    top, tops_T1, decay_T = state.top, 0.0, None
-    if self.features != 'relu':
-      tops_T = _top_so_far(
-        k_TM, head.segment_T, state.memory.segment, state.top
+
+    def step(state, q_CK, k_CK, v_CV, segment_C):
+      q_CM, k_CM = self._scores(q_CK, k_CK, segment_C, omega_MK)
+      top, tops_C1, decay_C = state.top, 0.0, None
+      if self.features != 'relu':
+        tops_C = _top_so_far(k_CM, segment_C, state.memory.segment, state.top)
+        top, tops_C1 = tops_C[-1], tops_C[:, None]
+        # Where a segment starts there is nothing to rescale.
+        before_C = jnp.concatenate([state.top[None], tops_C[:-1]])
+        decay_C = jnp.minimum(before_C - tops_C, 0.0)
+      streams = self._streams(q_CM, k_CM, tops_C1, v_CV)
+      memory, sums_CV = recurrence.one_chunk(
+        state.memory, streams._replace(decay=decay_C), segment_C
       )
-      top, tops_T1 = tops_T[-1], tops_T[:, None]
-      # Where a segment starts there is nothing to rescale.
-      before_T = jnp.concatenate([state.top[None], tops_T[:-1]])
-      decay_T = jnp.minimum(before_T - tops_T, 0.0)
-    streams = self._streams(q_TM, k_TM, tops_T1, head.v_SV)
-    sums_TV, memory = recurrence.causal(
-      streams._replace(decay=decay_T),
-      head.segment_T, state.memory, chunk=self.chunk,
+      return Sums(memory, top), random_features.ratio(sums_CV)
+
+    return recurrence.in_chunks(
+      step, state, head.q_TK, head.k_SK, head.v_SV, head.segment_T,
+      chunk=self.chunk,
     )  # fmt: skip
-    return random_features.ratio(sums_TV), Sums(memory, top)
 
   @nn.nowrap
   def _packed(self, head, omega_MK):
-    q_TM, k_TM = self._scores(head, omega_MK)
+    q_TM, k_TM = self._scores(head.q_TK, head.k_SK, head.segment_T, omega_MK)
     top_T1 = 0.0
     if self.features != 'relu':
       top_T1 = _top_of_segment(k_TM, head.segment_T)[:, None]
@@ -178,13 +182,12 @@ class PerformerAttention(MultiHead):
     return random_features.ratio(sums_TV)
 
   @nn.nowrap
-  def _scores(self, head, omega_MK):
+  def _scores(self, q_TK, k_TK, segment_T, omega_MK):
     """Of queries and of keys, those of padding masked."""
-    q_TM, k_SM = (
-      random_features.scores(x, omega_MK, self.features)
-      for x in (head.q_TK, head.k_SK)
+    q_TM, k_TM = (
+      random_features.scores(x, omega_MK, self.features) for x in (q_TK, k_TK)
     )
-    return q_TM, random_features.or_masked(k_SM, head.segment_S)
+    return q_TM, random_features.or_masked(k_TM, segment_T)
 
   @nn.nowrap
   def _streams(self, q_TM, k_TM, top_T1, v_TV):

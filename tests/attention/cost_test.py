@@ -143,3 +143,10 @@ def test_dense_form_shows_what_the_law_forbids():
   assert time_exponent('full', False, **settings) > QUADRATIC
   largest = largest_array('full', False, **settings)
   assert largest >= MEMORY_LENGTHS[-1] ** 2
+
+
+@pytest.mark.optimised
+def test_causal_performer_never_stores_the_features_of_all_tokens():
+  settings = {'num_heads': H, 'num_features': 64, 'causal': True}
+  largest = largest_array('performer', False, **settings)
+  assert largest < MEMORY_LENGTHS[-1] * settings['num_features']

@@ -31,7 +31,8 @@ Cost: time T K V + T C (K + V), with the delta rule T C^2 more; memory
 T (K + V) + T K V / C. The backward pass makes the tiles again from the states.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,25 +103,44 @@ def causal(
   Returns:
     o_TV and the memory after these tokens.
   """
-  length = segment_T.shape[0]
+  leaves, structure = jax.tree.flatten(streams)
+
+  def step(memory, segment_C, *leaves):
+    streams = jax.tree.unflatten(structure, leaves)
+    return one_chunk(memory, streams, segment_C, is_inclusive)
+
+  part = PART if streams.decay is not None and streams.decay.ndim == 2 else 1
+  return in_chunks(step, memory, segment_T, *leaves, chunk=chunk, part=part)
+
+
+def in_chunks(
+  step: Callable, state: Any, *inputs: Array, chunk: int, part: int = 1
+) -> tuple[Array, Any]:
+  """`state, o_CV = step(state, *inputs_of_a_chunk)` from chunk to chunk.
+
+  The backward pass runs each step again, so only states and inputs are kept.
+
+  Args:
+    step: as above.
+    state: before the first token.
+    inputs: arrays [T, ...]; zeros fill up the last chunk.
+    chunk: tokens, at most so many in a chunk; need not divide T.
+    part: the length of a chunk is a multiple of it, unless it is smaller.
+
+  Returns:
+    o_TV and the state after these tokens.
+  """
+  length = inputs[0].shape[0]
   size = softmax.even_size(length, chunk)
-  if streams.decay is not None and streams.decay.ndim == 2 and size > PART:
-    size = -(-size // PART) * PART
-  segment_NC, *leaves = softmax.in_blocks(
-    size, segment_T, *jax.tree.leaves(streams)
-  )
-  blocks = jax.tree.unflatten(jax.tree.structure(streams), leaves)
-
-  def step(memory, chunk):
-    return _chunk(memory, *chunk, is_inclusive)
-
-  if segment_NC.shape[0] == 1:
-    first = jax.tree.map(lambda x: x[0], (blocks, segment_NC))
-    memory, o_CV = step(memory, first)
-    return o_CV[:length], memory
+  if size > part:
+    size = -(-size // part) * part
+  blocks = softmax.in_blocks(size, *inputs)
+  if blocks[0].shape[0] == 1:
+    state, o_CV = step(state, *(x[0] for x in blocks))
+    return o_CV[:length], state
   step = jax.checkpoint(step)
-  memory, o_NCV = jax.lax.scan(step, memory, (blocks, segment_NC))
-  return o_NCV.reshape(-1, o_NCV.shape[-1])[:length], memory
+  state, o_NCV = jax.lax.scan(lambda state, x: step(state, *x), state, blocks)
+  return o_NCV.reshape(-1, o_NCV.shape[-1])[:length], state
 
 
 def bidirectional(
@@ -137,8 +157,13 @@ def bidirectional(
   return past_TV + future_TV[::-1]
 
 
-def _chunk(memory, streams, segment_C, is_inclusive):
-  """One chunk: the memory after it, and o_CV."""
+def one_chunk(
+  memory: Memory,
+  streams: Streams,
+  segment_C: Array,
+  is_inclusive: bool = True,
+) -> tuple[Memory, Array]:
+  """`causal` of a single chunk: the memory after it, and o_CV."""
   keep_C = segment_C > 0
   size = segment_C.shape[0]
   same_CC = segment_C[:, None] == jnp.where(keep_C, segment_C, -1)[None]
