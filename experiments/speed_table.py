@@ -41,7 +41,9 @@ Made by `python -m experiments.speed_table` from the tables in
 heads, float32, default settings, batch 1, no dropout. All programs of one
 length run in turn, round after round; medians. On a CPU: CPU time of one
 thread. A ratio is ours / theirs, so below 1 ours is faster; **bold** is beyond
-the bar that we set ourselves. Cells move by some percent from run to run.
+the bar that we set ourselves. Cells move by some percent from run to run,
+and those of a package by more where its memory is large or paged in anew
+(`ratio_low` and `ratio_high` of the table).
 """
 
 
