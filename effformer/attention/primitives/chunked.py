@@ -21,6 +21,9 @@ from effformer.attention.primitives import one_by_one, softmax
 from effformer.attention.primitives.softmax import FLOOR, Pattern, Sites
 from effformer.shapes import Array
 
+# Above any index.
+LATEST = jnp.iinfo(jnp.int32).max
+
 
 class Tiles(NamedTuple):
   """How a call is cut; static.
@@ -95,7 +98,9 @@ def choose(
     return tiles._replace(in_turn=True)
   forward, backward = (512, 256), (128, 512)
   if pattern.causal:
-    forward, backward = (256, 256), (256, 256)
+    # Tall tiles waste more at the diagonal, which is less of a long input.
+    forward = (512 if num_queries > 8000 else 256, 256)
+    backward = (256, 256)
   return Tiles(
     *(_fit(tile, num_queries, num_keys) for tile in (forward, backward)),
     in_turn=True,
@@ -293,7 +298,9 @@ def _unless_apart(where, can_skip, run, carry):
   """`run(carry)`, or `carry` if all keys of the tile are in the future."""
   if not can_skip:
     return run(carry)
-  is_apart = where.index_S.min() > where.index_T.max()
+  # Index 0 of what fills up the last block is no past.
+  index_S = jnp.where(where.segment_S > 0, where.index_S, LATEST)
+  is_apart = index_S.min() > where.index_T.max()
   return jax.lax.cond(is_apart, lambda carry: carry, run, carry)
 
 

@@ -66,6 +66,20 @@ def test_two_kinds_of_tiles_equal_dense(monkeypatch, name, in_turn):
     np.testing.assert_allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_tiles_of_the_future_are_not_read():
+  """0 times NaN would be NaN; the last tile is filled up to 15 keys."""
+  k_SK, v_SV = normal(T, K), normal(T, V)
+  k_SK[9:] = v_SV[9:] = np.nan
+  where = softmax.sites(jnp.ones(T, jnp.int32), jnp.ones(T, jnp.int32))
+  o_TV, lse_T = chunked.forward(
+    softmax.Pattern(causal=True), (4, 3), normal(T, K, seed=1), k_SK, v_SV,
+    where, None, None,
+  )  # fmt: skip
+  assert np.isfinite(o_TV[:8]).all()
+  assert np.isfinite(lse_T[:8]).all()
+  assert np.isnan(o_TV[8:]).all()
+
+
 def test_rows_in_turn_drop_what_rows_together_drop(monkeypatch):
   pattern = softmax.Pattern(dropout=0.5)
   together, in_turn = (
@@ -92,6 +106,9 @@ def test_one_cpu_takes_many_tokens_in_turn(monkeypatch):
   # A mask belongs to a tile: it is the same in both passes, on any device.
   assert dropping.forward == dropping.backward
   assert choose(dropout=0.1) == dropping._replace(in_turn=True)
+  causal = choose(causal=True)
+  assert causal == Tiles((256, 256), (256, 256), in_turn=True)
+  assert choose(8192, causal=True).forward == (512, 256)
   # Few keys, and more queries.
   assert choose(num_keys=64) == Tiles((2048, 64), (1024, 64), in_turn=True)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
