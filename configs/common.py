@@ -27,7 +27,10 @@ PAIR_TASKS = ('retrieval',)
 # Allowed values of text keys. `mixer.*` holds for `model.layers.*` as well.
 CHOICES = {
   **MIXER_CHOICES,
-  'task': ('text', 'listops', 'image', 'retrieval'),
+  'task': (
+    *('text', 'listops', 'image', 'retrieval'),
+    *('pathfinder32', 'pathfinder64', 'pathfinder128', 'pathfinder256'),
+  ),
   'preset': PRESETS,
   'model.dtype': ('float32', 'bfloat16'),
   'model.front_end': ('embedding', 'continuous'),
@@ -227,7 +230,8 @@ def base(choice: Choice = DEFAULT) -> ml_collections.ConfigDict:
   # Seed of parameters, order of the examples, and dropout.
   config.seed = 0
   # What is learnt: 'text' (bytes, 2 classes), 'listops' (10 classes),
-  # 'image' (grey values of 32 x 32, 10 classes) or 'retrieval' (two texts).
+  # 'image' (grey values of 32 x 32, 10 classes), 'pathfinder32' to
+  # 'pathfinder256' (grey values, 2 classes) or 'retrieval' (two texts).
   config.task = ''
   # Names of what the argument chose, written into result.json; the values
   # they stand for are in the keys below.

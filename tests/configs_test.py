@@ -16,6 +16,10 @@ from configs import (
   common,
   lra_image,
   lra_listops,
+  lra_pathfinder32,
+  lra_pathfinder64,
+  lra_pathfinder128,
+  lra_pathfinder256,
   lra_retrieval,
   lra_text,
 )
@@ -28,6 +32,10 @@ FILES = {
   'lra_listops': lra_listops,
   'lra_image': lra_image,
   'lra_retrieval': lra_retrieval,
+  'lra_pathfinder32': lra_pathfinder32,
+  'lra_pathfinder64': lra_pathfinder64,
+  'lra_pathfinder128': lra_pathfinder128,
+  'lra_pathfinder256': lra_pathfinder256,
 }
 ARGUMENTS = [
   f'{mechanism},preset={preset}{quick}'
@@ -245,6 +253,7 @@ SIZES = {
   'lra_listops': (17, 10),
   'lra_image': (256, 10),
   'lra_retrieval': (257, 2),
+  'lra_pathfinder32': (256, 2),
 }
 
 
@@ -273,6 +282,7 @@ def num_params(name, argument):
     ('lra_listops', 'repo', 8.95),
     ('lra_listops', 'paper', 19.98),
     ('lra_image', 'repo', 0.248458),
+    ('lra_pathfinder32', 'repo', 0.0265),
     # LRA's has no token to pool.
     ('lra_retrieval', 'repo', 1.088),
   ],

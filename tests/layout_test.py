@@ -80,6 +80,11 @@ def test_configs_are_data(path):
     'values.py': {'math', 'typing'},
     'mechanisms.py': {'configs.values'},
     'common.py': {'configs.mechanisms', 'configs.values', 'typing'},
+    # One task at several sizes.
+    **{
+      f'lra_pathfinder{size}.py': {'configs.common', 'configs.lra_pathfinder32'}
+      for size in (64, 128, 256)
+    },
   }
   allowed = {'ml_collections', *parts.get(path.name, {'configs.common'})}
   modules = {

@@ -9,14 +9,18 @@ TFDS writes to a folder of its own and renames it when done, so a prepared
 folder is whole or not there. A lock lets only one process prepare at a time.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import fcntl
 import io
+import multiprocessing
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -29,12 +33,22 @@ from effformer.data import (
   imdb,
   listops,
   pair_stand_in,
+  pathfinder,
+  pathfinder_release,
   stand_in,
 )
 from effformer.data.dataset import TEXTS, Example, Fingerprint
 from effformer.errors import DataError
 
 LISTOPS_SEED = 0
+PATHFINDER_SEED = 0
+PATHFINDER_RESOLUTIONS = (32, 64, 128, 256)
+PATHFINDER_SIZES = {'train': 160_000, 'validation': 20_000, 'test': 20_000}
+# Of large images; those of a split are in memory while it is written.
+PATHFINDER_FEWER = 10
+_CHUNK = 1000
+# Seconds from one line about what has been generated to the next.
+_TELL_EVERY = 30
 LISTOPS_SIZES = {'train': 96_000, 'validation': 2_000, 'test': 2_000}
 
 
@@ -137,6 +151,91 @@ class EffformerRetrievalStandIn(_Builder):
 
   def examples(self) -> Mapping[str, Iterable[Example]]:
     return pair_stand_in.splits()
+
+
+class _PathfinderRelease(_Builder):
+  """Pathfinder, from the release of LRA (see pathfinder_release.py)."""
+
+  resolution: int
+
+  def examples(self) -> Mapping[str, Iterable[Example]]:
+    name = f'pathfinder{self.resolution}'
+    folder = self.origin / name / pathfinder_release.HARD
+    return pathfinder_release.read_release(folder, self.resolution)
+
+
+class _PathfinderGenerated(_Builder):
+  """Pathfinder, by our generator (see pathfinder.py)."""
+
+  resolution: int
+
+  def examples(self) -> Mapping[str, Iterable[Example]]:
+    splits, start = {}, 0
+    for split, size in pathfinder_sizes(self.resolution).items():
+      numbers = range(start, start + size)
+      splits[split] = _pathfinder_examples(self.resolution, numbers)
+      start += size
+    return splits
+
+
+def _pathfinder_class(base: type[_Builder], resolution: int) -> type[_Builder]:
+  kind = base.__name__.removeprefix('_Pathfinder')
+  name = f'EffformerPathfinder{resolution}{kind}'
+  fields = {
+    'resolution': resolution, '__doc__': base.__doc__, '__module__': __name__,
+  }  # fmt: skip
+  return type(name, (base,), fields)
+
+
+PATHFINDER_RELEASE, PATHFINDER_GENERATED = (
+  {size: _pathfinder_class(base, size) for size in PATHFINDER_RESOLUTIONS}
+  for base in (_PathfinderRelease, _PathfinderGenerated)
+)
+
+
+def pathfinder_sizes(resolution: int) -> dict[str, int]:
+  """How many images are generated: as many as LRA has, of large ones fewer."""
+  scale = PATHFINDER_FEWER if resolution > 64 else 1
+  return {split: size // scale for split, size in PATHFINDER_SIZES.items()}
+
+
+def _pathfinder_examples(resolution: int, numbers: range) -> Iterator[Example]:
+  setting = pathfinder.SETTINGS[resolution, 'hard']
+  chunks = (
+    (setting, PATHFINDER_SEED, first, min(_CHUNK, numbers.stop - first))
+    for first in numbers[::_CHUNK]
+  )
+  number, start = numbers.start, time.monotonic()
+  told = start
+  for images_NHW, labels_N in _in_processes(pathfinder.generate, chunks):
+    for image_HW, label in zip(images_NHW, labels_N, strict=True):
+      text = image_HW.tobytes()
+      yield {'text': text, 'label': int(label), 'id': str(number)}
+      number += 1
+    now, done = time.monotonic(), number - numbers.start
+    if now - told >= _TELL_EVERY:
+      told = now
+      left = (now - start) / done * (len(numbers) - done)
+      print(
+        f'pathfinder{resolution}: {done:,} of {len(numbers):,} images of this '
+        f'split are made; {left / 60:.0f} min left',
+        file=sys.stderr,
+      )
+
+
+def _in_processes(function: Callable, calls: Iterable[tuple]) -> Iterator:
+  """Results of the calls in order, some of them made ahead."""
+  workers = min(os.cpu_count() or 1, 16)
+  # A fork would copy the locks of threads that it does not copy.
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    ahead = collections.deque()
+    for call in calls:
+      ahead.append(pool.submit(function, *call))
+      if len(ahead) > 2 * workers:
+        yield ahead.popleft().result()
+    while ahead:
+      yield ahead.popleft().result()
 
 
 class EffformerTextStandIn(_Builder):

@@ -25,6 +25,7 @@ from effformer.data import (
   images,
   imdb,
   listops,
+  pathfinder_release,
   rows,
 )
 from effformer.data.dataset import SPLITS, Dataset, first_examples
@@ -49,6 +50,8 @@ class Known:
     read_rows: reads own data; see `files.load_files`.
     has_documents: whether own texts may stand in a file of their own;
       `read_rows` is then a function of its path.
+    generated: builder of the same kind of data by our own generator, which is
+      taken where the release is not there; no stand-in, but named.
     counts: split to the number of its official examples, where it is known.
   """
 
@@ -59,6 +62,7 @@ class Known:
   stand_in: type | None = None
   archive: archives.Archive | None = None
   release: tuple[str, ...] = ()
+  generated: type | None = None
   check_text: files.CheckText | None = None
   read_rows: Callable = rows.of_texts
   has_documents: bool = False
@@ -104,6 +108,22 @@ KNOWN = {
     read_rows=aan.of_pairs,
     has_documents=True,
   ),
+}
+
+KNOWN |= {
+  f'pathfinder{size}': Known(
+    builder=builders.PATHFINDER_RELEASE[size],
+    generated=builders.PATHFINDER_GENERATED[size],
+    origin=f'Pathfinder, {size} x {size}, hard (release of LRA)',
+    num_classes=2,
+    label_names=('apart', 'joined'),
+    release=tuple(
+      f'pathfinder{size}/{pathfinder_release.HARD}/{part}'
+      for part in ('imgs', 'metadata')
+    ),
+    read_rows=images.rows(size),
+  )
+  for size in builders.PATHFINDER_RESOLUTIONS
 }
 
 
@@ -206,6 +226,8 @@ def obtain(
   manual = folder / 'downloads' / 'manual'
   if origin := _by_hand(known, manual):
     return builders.prepare(known.builder, folder, origin), False
+  if known.generated:
+    return builders.prepare(known.generated, folder), False
   if (
     stand_in
     and keep_stand_in
@@ -239,7 +261,7 @@ def _by_hand(known: Known, manual: pathlib.Path) -> pathlib.Path | None:
   # Unpacked, the release has its data in a folder of the same name once more.
   places = [manual.joinpath(*('lra_release',) * depth) for depth in (2, 1)]
   for place in places:
-    absent = [name for name in known.release if not (place / name).is_file()]
+    absent = [name for name in known.release if not (place / name).exists()]
     if not absent:
       return place
     if len(absent) < len(known.release):
@@ -261,7 +283,11 @@ def prepared(name: str, folder: pathlib.Path) -> list[Dataset]:
   known = _known(name)
   return [
     describe(name, builder, is_stand_in)
-    for cls, is_stand_in in ((known.builder, False), (known.stand_in, True))
+    for cls, is_stand_in in (
+      (known.builder, False),
+      (known.generated, False),
+      (known.stand_in, True),
+    )
     if cls and (builder := builders.find(cls, folder))
   ]
 
@@ -280,6 +306,12 @@ def describe(
   """The prepared data of `builder` as a data set."""
   known = KNOWN[name]
   origin, notes = f'{known.origin}, prepared in {builder.data_path}', ()
+  if known.generated and isinstance(builder, known.generated):
+    origin = (
+      f'{known.origin.partition(" (")[0]}, by our generator, seed '
+      f'{builders.PATHFINDER_SEED}, not the images of the release; '
+      f'prepared in {builder.data_path}'
+    )
   if is_stand_in:
     origin = (
       f'STAND-IN: generated data, not {known.origin}; '

@@ -143,7 +143,12 @@ def first_examples(source: Source, count: int) -> Source:
     raise ValueError(f'number of examples must not be negative: {count}')
   if count == 0 or count >= len(source):
     return source
-  return Subset(source, permutation(len(source), _FIXED_ORDER_KEY)[:count])
+  return Subset(source, fixed_order(len(source))[:count])
+
+
+def fixed_order(size: int) -> np.ndarray:
+  """A permutation that belongs to no seed, the same for the same size."""
+  return permutation(size, _FIXED_ORDER_KEY)
 
 
 def bucket(text: bytes, buckets: int = 10) -> int:

@@ -13,6 +13,7 @@ TABLE: dict[str, Callable[[ml_collections.ConfigDict], Task]] = {
   'listops': listops.make,
   'image': image.make,
   'retrieval': retrieval.make,
+  **{f'pathfinder{size}': image.make for size in (32, 64, 128, 256)},
 }
 
 

@@ -1,4 +1,4 @@
-"""LRA Image: the class of a picture from its pixels, row by row."""
+"""LRA Image and Pathfinder: the class of a picture from its pixels in a row."""
 
 import ml_collections
 
@@ -8,7 +8,7 @@ from effformer.tasks.task import Task
 
 
 def make(config: ml_collections.ConfigDict) -> Task:
-  """The task on CIFAR-10 in grey, or on the user's own images."""
+  """The task on grey CIFAR-10, Pathfinder, or the user's own images."""
   tokenizer, max_length = data.ByteTokenizer(), config.data.max_length
 
   def own_floors(dataset: data.Dataset) -> dict[str, float]:

@@ -186,7 +186,9 @@ def test_from_config_passes_every_key(listops_folder):
 
 
 def test_unknown_name():
-  with pytest.raises(ConfigError, match='image, listops, retrieval, text'):
+  with pytest.raises(
+    ConfigError, match=r'image, listops, pathfinder128, .*, text'
+  ):
     data.load('imdb')
 
 

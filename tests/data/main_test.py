@@ -83,6 +83,7 @@ def test_one_that_fails_does_not_stop_the_other(run):
   assert code == 3
   assert 'listops: ListOps' in out
   assert 'not prepared: image, retrieval, text' in err
+  assert 'pathfinder32: left out' in out
 
 
 def test_verify_without_data(run):

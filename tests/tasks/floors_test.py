@@ -145,7 +145,7 @@ def test_linear_sees_where_a_pixel_is(monkeypatch):
   )
   assert floors.linear(train, moved) < 0.65
   # No more than so many are fitted on.
-  monkeypatch.setattr(floors, 'MAX_LINEAR', 2)
+  monkeypatch.setattr(floors, 'MAX_LINEAR', 2 * 8)
   assert floors.linear(train, test) < 0.9
 
 

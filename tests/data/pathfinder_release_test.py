@@ -1,0 +1,143 @@
+"""Pathfinder: the release's folders, what is wrong with some, and ours."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from effformer import data
+from effformer.data import builders, catalogue, dataset, pathfinder
+from effformer.data.dataset import SPLITS
+from effformer.errors import DataError
+
+SIZES = {'train': 5, 'validation': 2, 'test': 3}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+  monkeypatch.setattr(builders, 'PATHFINDER_SIZES', SIZES)
+  monkeypatch.setattr(builders, '_CHUNK', 3)
+
+
+def pictures():
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (30, 32, 32), dtype=np.uint8)
+
+
+@pytest.fixture
+def release(tmp_path):
+  """Thirty images in two folders, 2 and 10; returns the data folder."""
+  place = tmp_path / 'downloads/manual/lra_release/lra_release/pathfinder32'
+  place = place / 'curv_contour_length_14'
+  lines = {'2': [], '10': []}
+  for number, x_HW in enumerate(pictures()):
+    folder = '2' if number < 12 else '10'
+    path = place / 'imgs' / folder / f'sample_{number}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(x_HW).save(path)
+    lines[folder].append(
+      f'imgs/{folder} sample_{number}.png {number} {number % 2} 1.0 14 5'
+    )
+  (place / 'metadata').mkdir()
+  for folder, rows in lines.items():
+    (place / 'metadata' / f'{folder}.npy').write_text('\n'.join(rows) + '\n')
+  return tmp_path, place
+
+
+def load(folder):
+  return data.load('pathfinder32', directory=str(folder))
+
+
+def examples(loaded):
+  return {
+    split: [source[i] for i in range(len(source))]
+    for split, source in loaded.splits.items()
+  }
+
+
+def test_release_is_split_in_a_fixed_order(release):
+  folder, _ = release
+  loaded = load(folder)
+  assert not loaded.stand_in
+  assert 'release of LRA' in loaded.origin
+  found = examples(loaded)
+  assert [len(found[split]) for split in SPLITS] == [24, 3, 3]
+  every = {e['id']: e for split in SPLITS for e in found[split]}
+  assert len(every) == 30
+  for number, x_HW in enumerate(pictures()):
+    name = f'imgs/{"2" if number < 12 else "10"}/sample_{number}.png'
+    assert every[name]['text'] == x_HW.tobytes()
+    assert every[name]['label'] == number % 2
+  # By number of the folder, not by its letters; then shuffled.
+  numbers = [
+    int(e['id'].partition('sample_')[2].removesuffix('.png'))
+    for split in SPLITS
+    for e in found[split]
+  ]
+  assert numbers == dataset.fixed_order(30).tolist() != list(range(30))
+
+
+def test_empty_image_is_left_out(release):
+  folder, place = release
+  (place / 'imgs/2/sample_3.png').write_bytes(b'')
+  found = examples(load(folder))
+  assert sum(map(len, found.values())) == 29
+
+
+def test_defects_are_named(release):
+  folder, place = release
+  meta = place / 'metadata/10.npy'
+  good = meta.read_text()
+  for old, new, reason in (
+    ('14.png 14 0', '14.png 14 7', 'line 3 has no label'),
+    ('sample_14.png', 'sample_99.png', 'sample_99.png, which is not there'),
+    ('imgs/10 sample_15.png', '../../x sample_15.png', 'line 4 names'),
+    ('imgs/10 sample_12.png', 'imgs/10', 'line 1 has no label'),
+  ):
+    meta.write_text(good.replace(old, new, 1))
+    with pytest.raises(DataError, match=rf'10.npy\n.*{reason}'):
+      load(folder)
+  meta.write_text(good)
+  Image.new('L', (32, 31)).save(place / 'imgs/10/sample_20.png')
+  with pytest.raises(DataError, match=r'sample_20.png\n31 x 32, not 32 x 32'):
+    load(folder)
+  for path in (place / 'metadata').iterdir():
+    path.unlink()
+  with pytest.raises(DataError, match='names no images'):
+    load(folder)
+
+
+def test_without_the_release_the_images_are_ours_and_say_so(tmp_path):
+  loaded = load(tmp_path)
+  assert not loaded.stand_in
+  assert 'by our generator' in loaded.origin
+  assert 'not the images of the release' in loaded.origin
+  found = examples(loaded)
+  assert [len(found[split]) for split in SPLITS] == [5, 2, 3]
+  setting = pathfinder.SETTINGS[32, 'hard']
+  images_NHW, labels_N = pathfinder.generate(setting, 0, 0, 10)
+  every = [e for split in SPLITS for e in found[split]]
+  assert [e['text'] for e in every] == [x.tobytes() for x in images_NHW]
+  assert [e['label'] for e in every] == labels_N.tolist()
+  assert catalogue.prepared('pathfinder32', tmp_path)[0].origin == loaded.origin
+
+
+def test_a_long_preparation_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(builders, '_TELL_EVERY', 0)
+  load(tmp_path)
+  err = capsys.readouterr().err
+  assert 'pathfinder32: 3 of 5 images of this split are made' in err
+
+
+def test_the_release_comes_before_ours(release):
+  folder, place = release
+  hidden = place.with_name('hidden')
+  place.rename(hidden)
+  assert 'by our generator' in load(folder).origin
+  hidden.rename(place)
+  assert 'release of LRA' in load(folder).origin
+
+
+def test_large_images_are_fewer(monkeypatch):
+  monkeypatch.setattr(builders, 'PATHFINDER_SIZES', {'train': 50})
+  assert builders.pathfinder_sizes(64) == {'train': 50}
+  assert builders.pathfinder_sizes(128) == {'train': 5}
