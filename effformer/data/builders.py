@@ -13,7 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import fcntl
-import io
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import shuffle
 
 from effformer.data import (
   aan,
@@ -44,9 +43,11 @@ LISTOPS_SEED = 0
 PATHFINDER_SEED = 0
 PATHFINDER_RESOLUTIONS = (32, 64, 128, 256)
 PATHFINDER_SIZES = {'train': 160_000, 'validation': 20_000, 'test': 20_000}
-# Of large images; those of a split are in memory while it is written.
+# Of the largest images, which take a gigabyte even so.
 PATHFINDER_FEWER = 10
 _CHUNK = 1000
+# Examples in a file: of the largest images, a gigabyte.
+_SHARD = 1 << 14
 # Seconds from one line about what has been generated to the next.
 _TELL_EVERY = 30
 LISTOPS_SIZES = {'train': 96_000, 'validation': 2_000, 'test': 2_000}
@@ -79,19 +80,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     """Examples of each split, in order."""
     raise NotImplementedError(f'{type(self).__name__}.examples')
 
-  def _split_generators(self, dl_manager):
-    del dl_manager  # Sources read and check their archives themselves.
-    return {
-      split: self._generate_examples(split, examples)
-      for split, examples in self.examples().items()
-    }
-
-  def _generate_examples(self, split: str, examples: Iterable[Example]):
-    digest = Fingerprint()
-    for row, example in enumerate(examples):
-      digest.update(example)
-      yield row, example
-    self.info.metadata['fingerprints'][split] = digest.hexdigest()
+  # `_write` takes the place of these two.
+  _split_generators = _generate_examples = None
 
 
 class EffformerListops(_Builder):
@@ -194,8 +184,8 @@ PATHFINDER_RELEASE, PATHFINDER_GENERATED = (
 
 
 def pathfinder_sizes(resolution: int) -> dict[str, int]:
-  """How many images are generated: as many as LRA has, of large ones fewer."""
-  scale = PATHFINDER_FEWER if resolution > 64 else 1
+  """How many images are generated: as many as LRA has, of the largest fewer."""
+  scale = PATHFINDER_FEWER if resolution > 128 else 1
   return {split: size // scale for split, size in PATHFINDER_SIZES.items()}
 
 
@@ -322,27 +312,34 @@ def _prepare(builder_class, directory, origin) -> _Builder:
   shutil.rmtree(folder, ignore_errors=True)
   for left_over in folder.parent.glob('incomplete.*'):
     shutil.rmtree(left_over, ignore_errors=True)
-  builder = builder_class(data_dir=directory, file_format='array_record')
+  partial = folder.parent / 'incomplete.data'
+  builder = builder_class(data_dir=partial, file_format='array_record')
   if origin is not None:
     builder.origin = origin
-  tfds.display_progress_bar(False)
-  with contextlib.redirect_stdout(io.StringIO()), _all_in_memory():
-    builder.download_and_prepare()
+  try:
+    _write(builder)
+    builder.data_path.rename(folder)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
   return find(builder_class, directory)
 
 
-@contextlib.contextmanager
-def _all_in_memory() -> Iterator[None]:
-  """TFDS gathers a split in memory, however large it is.
-
-  From a gigabyte on it would go on in files, by TensorFlow, which is not here.
-  """
-  limit = shuffle.MAX_MEM_BUFFER_SIZE
-  shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
-  try:
-    yield
-  finally:
-    shuffle.MAX_MEM_BUFFER_SIZE = limit
+def _write(builder: _Builder) -> None:
+  """Writes the splits, a shard after the other, and what is known of them."""
+  examples = builder.examples()
+  builder.data_path.mkdir(parents=True)
+  writer = tfds.core.SequentialWriter(
+    builder.info, _SHARD, file_format='array_record'
+  )
+  writer.initialize_splits(list(examples))
+  for split, rows in examples.items():
+    digest, rows = Fingerprint(), iter(rows)
+    while part := list(itertools.islice(rows, _CHUNK)):
+      for example in part:
+        digest.update(example)
+      writer.add_examples({split: part})
+    builder.info.metadata['fingerprints'][split] = digest.hexdigest()
+  writer.close_all()
 
 
 def _folder(builder_class, directory: pathlib.Path) -> pathlib.Path:

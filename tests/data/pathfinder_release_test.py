@@ -137,7 +137,7 @@ def test_the_release_comes_before_ours(release):
   assert 'release of LRA' in load(folder).origin
 
 
-def test_large_images_are_fewer(monkeypatch):
+def test_the_largest_images_are_fewer(monkeypatch):
   monkeypatch.setattr(builders, 'PATHFINDER_SIZES', {'train': 50})
-  assert builders.pathfinder_sizes(64) == {'train': 50}
-  assert builders.pathfinder_sizes(128) == {'train': 5}
+  assert builders.pathfinder_sizes(128) == {'train': 50}
+  assert builders.pathfinder_sizes(256) == {'train': 5}
