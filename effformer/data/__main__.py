@@ -3,7 +3,7 @@
 prepare makes data ready (download included), verify recomputes counts, hashes
 and labels of what is prepared, list says what is known and what is here. What
 takes many minutes to generate is prepared only where it is named.
-Exit codes: 0 done, 2 bad usage, 3 data missing or damaged.
+Exit codes: 0 done, 2 bad usage, 3 data missing or damaged, 130 interrupted.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from effformer.data.catalogue import (
 from effformer.data.dataset import SPLITS, Dataset, Fingerprint, read_all
 from effformer.errors import ConfigError, DataError, UserError
 
+STOPPED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the command line; the exit code."""
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       traceback.print_exc()
     print(f'error: {error}', file=sys.stderr)
     return error.exit_code
+  except KeyboardInterrupt:
+    print('stopped; nothing half-prepared is used', file=sys.stderr)
+    return STOPPED
   return 0
 
 

@@ -18,7 +18,9 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -215,17 +217,36 @@ def _pathfinder_examples(resolution: int, numbers: range) -> Iterator[Example]:
 
 def _in_processes(function: Callable, calls: Iterable[tuple]) -> Iterator:
   """Results of the calls in order, some of them made ahead."""
-  workers = min(os.cpu_count() or 1, 16)
+  workers = min(len(os.sched_getaffinity(0)), 16)
   # A fork would copy the locks of threads that it does not copy.
   context = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-    ahead = collections.deque()
+  pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin_worker)
+  ahead = collections.deque()
+  try:
     for call in calls:
       ahead.append(pool.submit(function, *call))
       if len(ahead) > 2 * workers:
         yield ahead.popleft().result()
     while ahead:
       yield ahead.popleft().result()
+  except concurrent.futures.BrokenExecutor:
+    raise DataError(
+      'a process that generates data was killed from outside, perhaps for want '
+      'of memory. Start again; nothing half-made is used.'
+    ) from None
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker():
+  """Leaves an interrupt to the parent, and ends with it however it ends."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+  def watch():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 class EffformerTextStandIn(_Builder):

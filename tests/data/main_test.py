@@ -86,6 +86,16 @@ def test_one_that_fails_does_not_stop_the_other(run):
   assert 'pathfinder32: left out' in out
 
 
+def test_an_interrupt_is_no_traceback(run, monkeypatch):
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(builders, '_listops_examples', stop)
+  code, _, err = run('prepare', 'listops')
+  assert code == 130
+  assert err == 'stopped; nothing half-prepared is used\n'
+
+
 def test_verify_without_data(run):
   code, _, err = run('verify')
   assert (code, err.count('\n')) == (3, 2)

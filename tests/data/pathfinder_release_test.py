@@ -1,5 +1,12 @@
 """Pathfinder: the release's folders, what is wrong with some, and ours."""
 
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -126,6 +133,38 @@ def test_a_long_preparation_says_how_far_it_is(tmp_path, monkeypatch, capsys):
   load(tmp_path)
   err = capsys.readouterr().err
   assert 'pathfinder32: 3 of 5 images of this split are made' in err
+
+
+def test_a_worker_that_is_killed_is_named():
+  calls = [(9,), (os.getpid(),)]
+  assert list(builders._in_processes(abs, calls)) == [9, os.getpid()]
+  with pytest.raises(DataError, match='killed from outside'):
+    list(builders._in_processes(os._exit, calls))
+
+
+def test_no_worker_outlives_its_parent(tmp_path, repository):
+  program = (
+    'import os, time\n'
+    'from effformer.data import builders\n'
+    "if __name__ == '__main__':\n"
+    '  pids = builders._in_processes(divmod, [(1, 1)] * 50)\n'
+    '  next(pids)\n'
+    '  print([c.pid for c in builders.multiprocessing.active_children()])\n'
+    '  os.kill(os.getpid(), 9)\n'
+  )
+  path = tmp_path / 'program.py'
+  path.write_text(program)
+  done = subprocess.run(
+    [sys.executable, path],
+    capture_output=True, text=True, check=False,
+    env={**os.environ, 'PYTHONPATH': str(repository)},
+  )  # fmt: skip
+  pids = json.loads(done.stdout)
+  assert pids
+  end = time.monotonic() + 20
+  while left := [pid for pid in pids if pathlib.Path(f'/proc/{pid}').exists()]:
+    assert time.monotonic() < end, f'still running: {left}'
+    time.sleep(0.1)
 
 
 def test_the_release_comes_before_ours(release):
