@@ -154,12 +154,14 @@ def test_no_worker_outlives_its_parent(tmp_path, repository):
   )
   path = tmp_path / 'program.py'
   path.write_text(program)
-  done = subprocess.run(
-    [sys.executable, path],
-    capture_output=True, text=True, check=False,
-    env={**os.environ, 'PYTHONPATH': str(repository)},
-  )  # fmt: skip
-  pids = json.loads(done.stdout)
+  output = tmp_path / 'pids'
+  with output.open('w') as file:
+    # Not a pipe, which workers that live on would hold open.
+    subprocess.run(
+      [sys.executable, path], stdout=file, check=False,
+      env={**os.environ, 'PYTHONPATH': str(repository)},
+    )  # fmt: skip
+  pids = json.loads(output.read_text())
   assert pids
   end = time.monotonic() + 20
   while left := [pid for pid in pids if pathlib.Path(f'/proc/{pid}').exists()]:
