@@ -141,7 +141,9 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
     'The quick runs (`quick` shrinks the recipe to minutes on two CPU cores: '
     'these are checks, not LRA scores), on real data,',
     'test accuracy in percent, mean ± standard deviation over seeds '
-    '(`python -m experiments.quick_scores`):',
+    '(`python -m experiments.quick_scores`).',
+    'Most ran on one core beside each other: their steps/s are for the order '
+    'of magnitude, [docs/speed.md](docs/speed.md) for speed.',
     '',
     '| task | mechanism | test | highest floor | majority | seeds | '
     'parameters | steps | steps/s |',
