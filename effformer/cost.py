@@ -74,6 +74,11 @@ def count(function: Callable, *args: Any, **kwargs: Any) -> Count:
   return _of_jaxpr(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 
 
+def of_traced(traced: jax.stages.Traced) -> Count:
+  """`count` of what `jax.jit(...).trace(...)` gave, without tracing again."""
+  return _of_jaxpr(traced.jaxpr.jaxpr)
+
+
 def _of_jaxpr(jaxpr) -> Count:
   return sum((_of_equation(e) for e in jaxpr.eqns), NOTHING)
 

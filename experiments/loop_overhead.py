@@ -74,7 +74,7 @@ def main() -> int:
   task = tasks.make(config)
   program = setup.build(config, task)
   console = screen.Screen()
-  compiled, _ = setup.compile_steps(program, console, screen.Clock())
+  compiled = setup.compile_steps(program, console, screen.Clock()).train
   stop, rates = StopAt(), []
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)

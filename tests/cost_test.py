@@ -63,6 +63,11 @@ def test_branches_count_as_the_dearest():
   assert counted.products == 2 * A**3
 
 
+def test_a_traced_program_counts_the_same():
+  square = jax.jit(lambda x: x @ x)
+  assert cost.of_traced(square.trace(shape(A, A))).products == 2 * A**3
+
+
 def test_a_loop_without_a_length_is_flagged():
   def loop(n, x):
     return jax.lax.fori_loop(0, n, lambda _, x: x @ x, x)

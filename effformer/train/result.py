@@ -67,6 +67,7 @@ def make(
   validation: dict[str, Any],
   test: dict[str, Any],
   floors: dict[str, float],
+  cost: dict[str, float | int | None],
 ) -> dict[str, Any]:
   """The content of result.json.
 
@@ -76,6 +77,7 @@ def make(
     validation: the validation row of the parameters that were tested.
     test: their values on the test split.
     floors: accuracies of trivial models on the test split.
+    cost: of a training step, see `setup.Steps`.
   """
   config, clock = run.config, run.clock
   dataset = run.task.dataset
@@ -104,6 +106,8 @@ def make(
     },
     'test': test,
     'floors': floors,
+    # Of a training step: operations on all devices, bytes on each.
+    'cost': cost,
     # Of the last start; null where it had no step left to do.
     'steps_per_second': round(clock.steps_per_second(), 4) or None,
     'seconds_of_last_start': {

@@ -65,8 +65,8 @@ def train(
     run, current = resume(config, task, program, folder, stop, console)
     # A best step beyond the restored state will come again.
     run.best.discard_after(int(current.step))
-    compiled = setup.compile_steps(program, console, run.clock)
-    run.train_step, run.eval_step = compiled
+    steps = setup.compile_steps(program, console, run.clock)
+    run.train_step, run.eval_step = steps.train, steps.evaluate
     with stop.loop():
       current = loop.train(run, current)
       row, params = _selected(run, current)
@@ -75,7 +75,7 @@ def train(
       stop.agree(config.train.num_steps)
     with console.heartbeat('measuring the floors'):
       floors = run.task.floors()
-    outcome = result.make(run, current, row, test, floors)
+    outcome = result.make(run, current, row, test, floors, steps.cost)
     run.metrics.close()
     run.board.close()
     if jax.process_index() == 0:
@@ -105,9 +105,9 @@ def evaluate(
         f'{folder} holds no evaluated step.\n'
         'Train first: the same command with --mode=train.'
       )
-    _, run.eval_step = setup.compile_steps(
+    run.eval_step = setup.compile_steps(
       program, console, run.clock, training=False
-    )
+    ).evaluate
     # The test split is for the end of a run.
     is_finished = int(current.step) == config.train.num_steps
     splits = ('validation', 'test') if is_finished else ('validation',)

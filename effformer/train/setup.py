@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from effformer import cost
 from effformer.tasks.task import Task
 from effformer.train import (
   evaluation,
@@ -29,6 +30,7 @@ class Program(NamedTuple):
     abstract: shapes and shardings of the state.
     first_state: () -> the state before the first step.
     lower_train_step, lower_eval_step: () -> the lowered step.
+    count_train_step: () -> operations of a step, on all devices together.
   """
 
   mesh: jax.sharding.Mesh
@@ -36,6 +38,21 @@ class Program(NamedTuple):
   first_state: Any
   lower_train_step: Any
   lower_eval_step: Any
+  count_train_step: Any
+
+
+class Steps(NamedTuple):
+  """The compiled steps.
+
+  Attributes:
+    train: (state, batch) -> (state, metrics); None where nothing is trained.
+    evaluate: (params, batch) -> sums.
+    cost: of a training step, as result.json has it; None as above.
+  """
+
+  train: jax.stages.Compiled | None
+  evaluate: jax.stages.Compiled
+  cost: dict[str, float | int | None] | None
 
 
 def check_devices(
@@ -112,6 +129,7 @@ def build(
     functools.partial(_first_state, jax.jit(make_state), mesh, abstract),
     lambda: train_step.lower(abstract, batch),
     lambda: eval_step.lower(abstract.params, eval_batch),
+    lambda: cost.of_traced(train_step.trace(abstract, batch)),
   )
 
 
@@ -167,25 +185,33 @@ def compile_steps(
   clock: screen.Clock,
   *,
   training: bool = True,
-) -> tuple[jax.stages.Compiled | None, jax.stages.Compiled]:
-  """Compiles the training step and the evaluation step, with signs of life.
-
-  Without `training` the first of them is None.
-  """
+) -> Steps:
+  """Compiles the training step and the evaluation step, with signs of life."""
   start = time.monotonic()
-  train_step, what = None, 'the evaluation step'
+  train_step, costs, what = None, None, 'the evaluation step'
   if training:
     what = 'the training and the evaluation step'
   with console.heartbeat(f'compiling {what}'):
     if training:
       train_step = program.lower_train_step().compile()
+      costs = _cost(program, train_step)
     eval_step = program.lower_eval_step().compile()
   clock.compilation += time.monotonic() - start
   console.say(
     f'compiled in {screen.duration(clock.compilation)}; memory on each '
     f'device {memory(train_step or eval_step)}'
   )
-  return train_step, eval_step
+  return Steps(train_step, eval_step, costs)
+
+
+def _cost(program, train_step):
+  counted, analysis = program.count_train_step(), train_step.memory_analysis()
+  return {
+    'products_per_step': counted.products,
+    'operations_per_step': counted.total,
+    'state_and_batch_bytes': analysis and analysis.argument_size_in_bytes,
+    'temporary_bytes': analysis and analysis.temp_size_in_bytes,
+  }
 
 
 def memory(compiled: jax.stages.Compiled) -> str:

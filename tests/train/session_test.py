@@ -15,7 +15,7 @@ from tests.train.tiny_run import examples, quiet_screen, tiny_config
 RESULT_KEYS = {
   *('task', 'dataset', 'stand_in', 'mechanism', 'preset', 'quick', 'seed'),
   *('steps', 'num_params', 'test', 'validation', 'floors'),
-  *('steps_per_second', 'device', 'versions', 'commit'),
+  *('cost', 'steps_per_second', 'device', 'versions', 'commit'),
 }
 
 
@@ -70,6 +70,15 @@ def test_result_says_everything(finished):
   assert result['stand_in'] is False
   assert set(result['floors']) == {'majority', 'bag_of_bytes'}
   assert result['versions']['jax'] == jax.__version__
+  costs = result['cost']
+  # Twice for each parameter of a matrix that a token meets, and backwards
+  # twice as much; of 4 x 16 tokens. Tables and norms are no matrices.
+  upper = 6 * result['num_params'] * 4 * 16
+  assert 0.3 * upper < costs['products_per_step'] < upper
+  assert costs['operations_per_step'] > costs['products_per_step']
+  # Parameters and two moments, float32, on each of the devices.
+  assert costs['state_and_batch_bytes'] > 12 * result['num_params']
+  assert costs['temporary_bytes'] > 0
 
 
 def test_every_key_is_read_by_something(finished):
