@@ -14,6 +14,7 @@ LEVELS = {
   'errors': 0,
   'shapes': 0,
   'cost': 0,
+  'report': 1,
   'config_check': 1,
   'config': 2,
   'attention': 3,

@@ -1,0 +1,11 @@
+"""Run folders -> tables and plots: `python -m effformer.report runs/...`.
+
+    runs        what lies in a run folder
+    groups      runs that differ in their seed only, and their scores
+    published   figures of papers, with their source; never mixed with ours
+    tables      the tables
+    plots       the plots (matplotlib, the extra `plots`)
+    document    headings, texts, tables and pictures, as Markdown and as HTML
+
+Reads files only: no jax, no checkpoint, no data.
+"""

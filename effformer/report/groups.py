@@ -1,0 +1,149 @@
+"""Runs that differ in their seed only, and their scores together."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from effformer.report.runs import Run
+
+# Change neither what is computed nor on what.
+_NO_MATTER = (
+  *('seed', 'data.directory', 'data.num_threads', 'data.prefetch'),
+  *('data.train', 'data.validation', 'data.test', 'data.documents'),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Finished runs of one config on the same data, over seeds.
+
+  Attributes:
+    runs: by seed.
+    note: settings by which it differs from a group of the same name, as
+      `key=value`; empty where the name says all.
+  """
+
+  runs: tuple[Run, ...]
+  note: str = ''
+
+  @property
+  def first(self) -> dict[str, Any]:
+    return self.runs[0].result
+
+  @property
+  def name(self) -> str:
+    """The mechanism, and the note where there is one."""
+    return (
+      f'{self.first["mechanism"]} ({self.note})'
+      if self.note
+      else (self.first['mechanism'])
+    )
+
+  @property
+  def scores(self) -> list[float]:
+    """Test accuracy of each seed, percent."""
+    return [100 * run.result['test']['accuracy'] for run in self.runs]
+
+  @property
+  def mean(self) -> float:
+    return statistics.fmean(self.scores)
+
+  @property
+  def spread(self) -> float | None:
+    """Standard deviation over seeds; None for a single one."""
+    return statistics.stdev(self.scores) if len(self.runs) > 1 else None
+
+  @property
+  def floor(self) -> tuple[str, float]:
+    """Name and accuracy in percent of the best trivial model."""
+    name, value = max(self.first['floors'].items(), key=lambda item: item[1])
+    return name, 100 * value
+
+  def median(self, *path: str) -> float | None:
+    """Median over the runs of a number of result.json; None if one lacks it."""
+    values = []
+    for run in self.runs:
+      value: Any = run.result
+      for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+      values.append(value)
+    return None if None in values else statistics.median(values)
+
+
+def gather(runs: Iterable[Run]) -> list[Group]:
+  """Finished runs by group, in the order of task, mechanism, preset and note.
+
+  Of two runs of the same group and seed the first by path counts.
+  """
+  found: dict[tuple, dict[int, Run]] = {}
+  for run in runs:
+    if run.result is not None:
+      seeds = found.setdefault(_identity(run), {})
+      seeds.setdefault(run.result['seed'], run)
+  groups = [
+    Group(tuple(seeds[seed] for seed in sorted(seeds)))
+    for seeds in found.values()
+  ]
+  named: dict[tuple, list[Group]] = {}
+  for group in groups:
+    named.setdefault(_label(group), []).append(group)
+  return [
+    dataclasses.replace(group, note=note)
+    for label in sorted(named)
+    for group, note in zip(
+      named[label], _notes(named[label]), strict=True
+    )
+  ]  # fmt: skip
+
+
+def flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """`{'a': {'b': 1}}` -> `{'a.b': 1}`."""
+  result = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      result |= flat(value, f'{prefix}{key}.')
+    else:
+      result[prefix + key] = value
+  return result
+
+
+def _settings(run: Run) -> dict[str, Any]:
+  return {k: v for k, v in flat(run.config).items() if k not in _NO_MATTER}
+
+
+def _identity(run: Run) -> tuple:
+  facts = run.result['fingerprints'], run.result['stand_in'], _settings(run)
+  return _label_of(run), json.dumps(facts, sort_keys=True)
+
+
+def _label(group: Group) -> tuple:
+  return _label_of(group.runs[0])
+
+
+def _label_of(run: Run) -> tuple:
+  result = run.result
+  return tuple(
+    result[key] for key in ('task', 'stand_in', 'preset', 'quick', 'mechanism')
+  )
+
+
+def _notes(groups: Sequence[Group]) -> list[str]:
+  """What tells groups of one name apart."""
+  if len(groups) == 1:
+    return ['']
+  settings = [_settings(group.runs[0]) for group in groups]
+  keys = sorted(
+    key
+    for key in set().union(*settings)
+    if len({json.dumps(own.get(key)) for own in settings}) > 1
+  )
+  if not keys:
+    # The settings are the same, so the data are not.
+    return [
+      f'data {group.first["fingerprints"]["train"][:8]}' for group in groups
+    ]
+  return [
+    ', '.join(f'{key}={own.get(key)}' for key in keys) for own in settings
+  ]
