@@ -141,7 +141,7 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
     'The quick runs (`quick` shrinks the recipe to minutes on two CPU cores: '
     'these are checks, not LRA scores), on real data,',
     'test accuracy in percent, mean ± standard deviation over seeds '
-    '(`python -m experiments.quick_scores`).',
+    '(`python -m experiments.run_lra --quick`).',
     'Most ran on one core beside each other: their steps/s are for the order '
     'of magnitude, [docs/speed.md](docs/speed.md) for speed.',
     '',

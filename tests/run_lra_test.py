@@ -1,0 +1,213 @@
+"""The grid of runs: order, slots, failures, signals, the table."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from experiments import run_lra
+from experiments.run_lra import Cell, Signals
+
+RESULT = {
+  'task': 'text', 'mechanism': 'linear', 'preset': 'modern', 'quick': True,
+  'seed': 0, 'steps': 8, 'batch_size': 4, 'max_length': 16, 'num_params': 99,
+  'test': {'accuracy': 0.7, 'count': 7},
+  'validation': {'accuracy': 0.75, 'count': 9},
+  'floors': {'majority': 0.5, 'bag_of_bytes': 0.62},
+  'stand_in': False, 'steps_per_second': 3.0,
+  'seconds_of_last_start': {'train': 4.0, 'waiting_for_data': 0.1},
+  'device': 'cpu x 1', 'commit': 'abc',
+}  # fmt: skip
+
+
+def cell(name, program, folder):
+  return Cell(name, ('-c', program), folder)
+
+
+def run(cells, slots=1, environment=lambda slot: dict(os.environ)):
+  codes = {}
+  with Signals() as signals:
+    run_lra.run_all(
+      cells, slots, signals, lambda c, code: codes.setdefault(c.name, code),
+      environment,
+    )  # fmt: skip
+  return codes, signals
+
+
+def test_seeds_come_first_and_commands_are_whole():
+  options = run_lra.arguments(
+    ['--tasks=text,listops', '--mechanisms=linear,local+full', '--seeds=0,1',
+     '--quick', '--data=/real', '--workdir=/runs',
+     '--set=--config.train.num_steps=3'],
+  )  # fmt: skip
+  cells = run_lra.grid(options)
+  assert [c.name for c in cells[:5]] == [
+    'text-linear-0', 'text-local+full-0', 'listops-linear-0',
+    'listops-local+full-0', 'text-linear-1',
+  ]  # fmt: skip
+  assert cells[1].arguments == (
+    '-m', 'effformer.main',
+    '--config=configs/lra_text.py:local+full,preset=modern,quick',
+    '--workdir=/runs/text-local+full-0', '--config.seed=0',
+    '--config.data.train=/real/imdb_train.jsonl.gz',
+    '--config.data.test=/real/imdb_test.jsonl.gz',
+    '--config.train.num_steps=3',
+  )  # fmt: skip
+  assert not any('config.data' in word for word in cells[2].arguments)
+
+
+def test_all_means_all():
+  options = run_lra.arguments(['--tasks=all', '--mechanisms=all'])
+  assert {'text', 'listops', 'image', 'retrieval'} <= set(options.tasks)
+  assert {'full', 'mega', 's5', 'nsa'} <= set(options.mechanisms)
+
+
+def test_unknown_task_is_refused(capsys):
+  with pytest.raises(SystemExit):
+    run_lra.arguments(['--tasks=texts'])
+  assert "no task 'texts'; there are" in capsys.readouterr().err
+
+
+def test_one_at_a_time_in_order(tmp_path):
+  log = tmp_path / 'log'
+  program = (
+    'import time; f = open({!r}, "a"); f.write("<{}"); f.flush(); '
+    'time.sleep(0.3); f.write("{}>")'
+  )
+  cells = [cell(n, program.format(str(log), n, n), tmp_path) for n in 'abc']
+  codes, _ = run(cells)
+  assert codes == {'a': 0, 'b': 0, 'c': 0}
+  assert log.read_text() == '<aa><bb><cc>'
+
+
+def test_slots_run_beside_each_other_on_their_own_device(tmp_path):
+  # Each waits for the other, so one after the other would never end.
+  program = (
+    'import os, pathlib, sys, time\n'
+    f'here = pathlib.Path({str(tmp_path)!r})\n'
+    '(here / os.environ["CUDA_VISIBLE_DEVICES"]).touch()\n'
+    'end = time.monotonic() + 30\n'
+    'while len(list(here.iterdir())) < 2:\n'
+    '  time.sleep(0.05)\n'
+    '  if time.monotonic() > end: sys.exit(9)\n'
+  )
+  options = run_lra.arguments(['--devices=2'])
+  codes, _ = run(
+    [cell(name, program, tmp_path) for name in 'ab'],
+    2,
+    run_lra._environment(options),
+  )
+  assert codes == {'a': 0, 'b': 0}
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['0', '1']
+
+
+def test_a_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+  good = tmp_path / 'good'
+  good.mkdir()
+  (good / 'result.json').write_text(json.dumps(RESULT))
+  cells = [
+    cell('bad', 'raise SystemExit(3)', tmp_path / 'bad'),
+    cell('good', '', good),
+  ]
+  monkeypatch.setattr(run_lra, 'grid', lambda options: cells)
+  file = tmp_path / 'table.csv'
+  assert run_lra.main([f'--csv={file}']) == 1
+  assert 'bad failed with exit code 3' in capsys.readouterr().out
+  with file.open() as lines:
+    (row,) = csv.DictReader(lines)
+  assert (row['test_accuracy'], row['floor_name']) == ('70.0', 'bag_of_bytes')
+  assert row['points_above_floor'] == '8.0'
+  assert row['waiting_share'] == '0.025'
+
+
+def test_rows_of_other_runs_stay(tmp_path, monkeypatch):
+  file = tmp_path / 'table.csv'
+  for seed in (0, 1, 0):
+    folder = tmp_path / str(seed)
+    folder.mkdir(exist_ok=True)
+    (folder / 'result.json').write_text(json.dumps({**RESULT, 'seed': seed}))
+    monkeypatch.setattr(
+      run_lra, 'grid', lambda options, f=folder: [cell('x', '', f)]
+    )
+    assert run_lra.main([f'--csv={file}']) == 0
+  with file.open() as lines:
+    assert [row['seed'] for row in csv.DictReader(lines)] == ['0', '1']
+
+
+def test_a_signal_reaches_the_run_and_ends_the_grid(tmp_path):
+  program = (
+    'import signal, sys, time\n'
+    'def stop(*_):\n'
+    '  time.sleep(1); open({0!r}, "w").write("saved"); sys.exit(143)\n'
+    'signal.signal(signal.SIGTERM, stop)\n'
+    'open({0!r}, "w").write("ready")\n'
+    'time.sleep(60)\n'
+  )
+  file = tmp_path / 'state'
+  cells = [
+    cell('a', program.format(str(file)), tmp_path),
+    cell('b', 'import time; time.sleep(60)', tmp_path),
+    # Never in the slot of b, while a still saves.
+    cell('c', f'open({str(tmp_path / "never")!r}, "w")', tmp_path),
+  ]
+
+  def interrupt():
+    end = time.monotonic() + 30
+    while not (file.exists() and file.read_text() == 'ready'):
+      if time.monotonic() > end:
+        break
+      time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  thread = threading.Thread(target=interrupt)
+  thread.start()
+  codes, signals = run(cells, slots=2)
+  thread.join()
+  assert signals.came
+  assert codes == {'a': 143, 'b': -signal.SIGTERM}
+  assert file.read_text() == 'saved'
+  assert not (tmp_path / 'never').exists()
+  # The handlers of before are back.
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_no_path_of_a_machine_gets_into_the_table():
+  words = (
+    '--workdir=/home/x/runs/text-linear-0',
+    '--config.data.train=/home/x/imdb.jsonl.gz',
+    '--config.data.stand_in=False',
+  )
+  assert run_lra.row_of(RESULT, words)['command'] == (
+    'python --workdir=runs/text-linear-0 '
+    '--config.data.train=FOLDER/imdb.jsonl.gz --config.data.stand_in=False'
+  )
+
+
+@pytest.mark.slow
+def test_a_grid_of_two_runs_is_made_and_made_again(tmp_path):
+  command = [
+    sys.executable, '-m', 'experiments.run_lra', '--tasks=listops',
+    '--mechanisms=linear,local', '--seeds=0', '--quick',
+    f'--workdir={tmp_path / "runs"}', f'--csv={tmp_path / "table.csv"}',
+    '--set=--config.train.num_steps=2', '--set=--config.model.width=8',
+    '--set=--config.train.warmup_steps=1',
+    '--set=--config.data.test_examples=16',
+    '--set=--config.data.validation_examples=16',
+    f'--set=--config.data.directory={tmp_path / "data"}',
+  ]  # fmt: skip
+  for words in ('begins', 'holds a finished run'):
+    done = subprocess.run(
+      command, cwd=run_lra.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert words in done.stdout + done.stderr
+  with (tmp_path / 'table.csv').open() as lines:
+    assert [row['mechanism'] for row in csv.DictReader(lines)] == [
+      'linear', 'local',
+    ]  # fmt: skip
