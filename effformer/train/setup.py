@@ -29,16 +29,15 @@ class Program(NamedTuple):
     mesh: the devices.
     abstract: shapes and shardings of the state.
     first_state: () -> the state before the first step.
-    lower_train_step, lower_eval_step: () -> the lowered step.
-    count_train_step: () -> operations of a step, on all devices together.
+    trace_train_step: () -> the traced step.
+    lower_eval_step: () -> the lowered step.
   """
 
   mesh: jax.sharding.Mesh
   abstract: state.TrainState
   first_state: Any
-  lower_train_step: Any
+  trace_train_step: Any
   lower_eval_step: Any
-  count_train_step: Any
 
 
 class Steps(NamedTuple):
@@ -127,9 +126,8 @@ def build(
     mesh,
     abstract,
     functools.partial(_first_state, jax.jit(make_state), mesh, abstract),
-    lambda: train_step.lower(abstract, batch),
+    lambda: train_step.trace(abstract, batch),
     lambda: eval_step.lower(abstract.params, eval_batch),
-    lambda: cost.of_traced(train_step.trace(abstract, batch)),
   )
 
 
@@ -193,8 +191,9 @@ def compile_steps(
     what = 'the training and the evaluation step'
   with console.heartbeat(f'compiling {what}'):
     if training:
-      train_step = program.lower_train_step().compile()
-      costs = _cost(program, train_step)
+      traced = program.trace_train_step()
+      train_step = traced.lower().compile()
+      costs = _cost(traced, train_step)
     eval_step = program.lower_eval_step().compile()
   clock.compilation += time.monotonic() - start
   console.say(
@@ -204,11 +203,12 @@ def compile_steps(
   return Steps(train_step, eval_step, costs)
 
 
-def _cost(program, train_step):
-  counted, analysis = program.count_train_step(), train_step.memory_analysis()
+def _cost(traced, train_step):
+  counted, analysis = cost.of_traced(traced), train_step.memory_analysis()
   return {
-    'products_per_step': counted.products,
-    'operations_per_step': counted.total,
+    # A loop without a length hides how much there is.
+    'products_per_step': counted.products if counted.is_bounded else None,
+    'operations_per_step': counted.total if counted.is_bounded else None,
     'state_and_batch_bytes': analysis and analysis.argument_size_in_bytes,
     'temporary_bytes': analysis and analysis.temp_size_in_bytes,
   }

@@ -21,7 +21,7 @@ def tiny() -> SimpleNamespace:
     config=config,
     task=task,
     program=program,
-    compiled=program.lower_train_step().compile(),
+    compiled=program.trace_train_step().lower().compile(),
     compiled_eval=program.lower_eval_step().compile(),
   )
 

@@ -194,7 +194,7 @@ def poisoned(tiny, bad_steps, **keys):
   program = setup.build(
     config, dataclasses.replace(task, objective=objective), jax.devices()[:1]
   )
-  return config, program.lower_train_step().compile()
+  return config, program.trace_train_step().lower().compile()
 
 
 def run_poisoned(start, folder, parts, stop=None):

@@ -27,7 +27,7 @@ def test_stopped_and_resumed_ends_in_the_same_bytes(name, tmp_path):
   task = tiny_task(config)
   program = setup.build(config, task, jax.devices()[:1])
   steps = {
-    'train_step': program.lower_train_step().compile(),
+    'train_step': program.trace_train_step().lower().compile(),
     'eval_step': program.lower_eval_step().compile(),
   }
 

@@ -190,7 +190,7 @@ def one_step(program, first):
   where = sharding.state(program.mesh, program.abstract)
   current = jax.device_put(first, where)
   batch = sharding.to_devices(program.mesh, rows(), 8)
-  train_step = program.lower_train_step().compile()
+  train_step = program.trace_train_step().lower().compile()
   return jax.device_get(train_step(current, batch))
 
 
