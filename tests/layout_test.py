@@ -14,7 +14,6 @@ LEVELS = {
   'errors': 0,
   'shapes': 0,
   'cost': 0,
-  'report': 1,
   'config_check': 1,
   'config': 2,
   'attention': 3,
@@ -22,6 +21,7 @@ LEVELS = {
   'models': 4,
   'tasks': 5,
   'train': 6,
+  'report': 7,
   'main': 7,
 }
 MODULES = sorted((ROOT / 'effformer').rglob('*.py'))

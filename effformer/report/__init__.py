@@ -7,5 +7,6 @@
     plots       the plots (matplotlib, the extra `plots`)
     document    headings, texts, tables and pictures, as Markdown and as HTML
 
-Reads files only: no jax, no checkpoint, no data.
+Reads files only, by the parts of `train` that know them: no jax, no checkpoint,
+no data.
 """

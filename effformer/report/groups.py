@@ -1,17 +1,19 @@
 """Runs that differ in their seed only, and their scores together."""
 
 import dataclasses
+import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from effformer.report.runs import Run
+from effformer.train import workdir
 
-# Change neither what is computed nor on what.
+# Seeds are what a group is over; data are known by their fingerprints.
 _NO_MATTER = (
-  *('seed', 'data.directory', 'data.num_threads', 'data.prefetch'),
-  *('data.train', 'data.validation', 'data.test', 'data.documents'),
+  *workdir.MAY_CHANGE,
+  *('seed', 'data.train', 'data.validation', 'data.test', 'data.documents'),
 )
 
 
@@ -35,11 +37,8 @@ class Group:
   @property
   def name(self) -> str:
     """The mechanism, and the note where there is one."""
-    return (
-      f'{self.first["mechanism"]} ({self.note})'
-      if self.note
-      else (self.first['mechanism'])
-    )
+    note = f' ({self.note})' if self.note else ''
+    return self.first['mechanism'] + note
 
   @property
   def scores(self) -> list[float]:
@@ -80,7 +79,8 @@ def gather(runs: Iterable[Run]) -> list[Group]:
   found: dict[tuple, dict[int, Run]] = {}
   for run in runs:
     if run.result is not None:
-      seeds = found.setdefault(_identity(run), {})
+      identity = _label(run), tuple(sorted(_settings(run).items()))
+      seeds = found.setdefault(identity, {})
       seeds.setdefault(run.result['seed'], run)
   groups = [
     Group(tuple(seeds[seed] for seed in sorted(seeds)))
@@ -88,7 +88,7 @@ def gather(runs: Iterable[Run]) -> list[Group]:
   ]
   named: dict[tuple, list[Group]] = {}
   for group in groups:
-    named.setdefault(_label(group), []).append(group)
+    named.setdefault(_label(group.runs[0]), []).append(group)
   return [
     dataclasses.replace(group, note=note)
     for label in sorted(named)
@@ -98,31 +98,17 @@ def gather(runs: Iterable[Run]) -> list[Group]:
   ]  # fmt: skip
 
 
-def flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """`{'a': {'b': 1}}` -> `{'a.b': 1}`."""
-  result = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      result |= flat(value, f'{prefix}{key}.')
-    else:
-      result[prefix + key] = value
-  return result
+def _settings(run: Run) -> dict[str, str]:
+  """What makes a run what it is, but for its seed; the data under `data`."""
+  prints = json.dumps(run.result['fingerprints'], sort_keys=True)
+  return {
+    key: value
+    for key, value in workdir.flatten(run.config).items()
+    if not workdir.matches(key, _NO_MATTER)
+  } | {'data': hashlib.sha256(prints.encode()).hexdigest()[:8]}
 
 
-def _settings(run: Run) -> dict[str, Any]:
-  return {k: v for k, v in flat(run.config).items() if k not in _NO_MATTER}
-
-
-def _identity(run: Run) -> tuple:
-  facts = run.result['fingerprints'], run.result['stand_in'], _settings(run)
-  return _label_of(run), json.dumps(facts, sort_keys=True)
-
-
-def _label(group: Group) -> tuple:
-  return _label_of(group.runs[0])
-
-
-def _label_of(run: Run) -> tuple:
+def _label(run: Run) -> tuple:
   result = run.result
   return tuple(
     result[key] for key in ('task', 'stand_in', 'preset', 'quick', 'mechanism')
@@ -130,20 +116,13 @@ def _label_of(run: Run) -> tuple:
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
-  """What tells groups of one name apart."""
-  if len(groups) == 1:
-    return ['']
+  """What tells groups of one name apart; no two are equal."""
   settings = [_settings(group.runs[0]) for group in groups]
   keys = sorted(
     key
     for key in set().union(*settings)
-    if len({json.dumps(own.get(key)) for own in settings}) > 1
+    if len({own.get(key) for own in settings}) > 1
   )
-  if not keys:
-    # The settings are the same, so the data are not.
-    return [
-      f'data {group.first["fingerprints"]["train"][:8]}' for group in groups
-    ]
   return [
     ', '.join(f'{key}={own.get(key)}' for key in keys) for own in settings
   ]

@@ -1,13 +1,13 @@
 """What lies in a run folder: its config, how it went, what it achieved."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 from effformer.errors import CheckpointError, ConfigError
+from effformer.train import durable, records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,39 +48,20 @@ def find(places: Iterable[str | os.PathLike]) -> list[Run]:
 
 
 def _read(folder: pathlib.Path) -> Run:
-  result = folder / 'result.json'
   return Run(
     folder,
-    _json(folder / 'config.json', {'task', 'mixer', 'train', 'data'}),
-    _json(result, {'task', 'test', 'floors'}) if result.exists() else None,
-    tuple(_rows(folder / 'metrics.jsonl')),
+    _with(folder / 'config.json', 'task', 'mixer', 'train', 'data'),
+    _with(folder / 'result.json', 'task', 'test', 'floors'),
+    tuple(records.read_rows(folder / 'metrics.jsonl')),
   )
 
 
-def _json(path: pathlib.Path, keys: set[str]) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text('utf-8'))
-  except (OSError, ValueError) as error:
-    raise _damaged(path, error) from error
-  if not isinstance(value, dict) or not keys <= set(value):
-    raise _damaged(path, f'it lacks {", ".join(sorted(keys))}')
+def _with(path: pathlib.Path, *keys: str) -> dict[str, Any] | None:
+  """The object in a file, None if there is none; it has these keys."""
+  value = durable.read_json(path)
+  if value is not None and not set(keys) <= set(value):
+    raise CheckpointError(
+      f'{path} is not what a run writes: it lacks {", ".join(sorted(keys))}.\n'
+      'Leave its folder out, or train that run again.'
+    )
   return value
-
-
-def _rows(path: pathlib.Path):
-  if not path.exists():
-    return
-  try:
-    text = path.read_text('utf-8')
-    # What follows the last end of a line is still being written.
-    for line in text.split('\n')[:-1]:
-      yield json.loads(line)
-  except (OSError, ValueError) as error:
-    raise _damaged(path, error) from error
-
-
-def _damaged(path, reason) -> CheckpointError:
-  return CheckpointError(
-    f'{path} is not what a run writes: {reason}.\n'
-    'Leave its folder out, or train that run again.'
-  )

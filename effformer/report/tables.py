@@ -45,7 +45,8 @@ def _arena(groups: list[Group]) -> list[Block]:
     ours = {task: _marked(own[task]) if task in own else '' for task in tasks}
     marks |= {mark for cell in ours.values() for mark in '†‡' if mark in cell}
     means = [own[task].mean for task in AVERAGED if task in own]
-    average = _percent(statistics.fmean(means)) if len(means) == 5 else ''
+    is_whole = len(means) == len(AVERAGED)
+    average = _percent(statistics.fmean(means)) if is_whole else ''
     mechanism = next(iter(own.values())).first['mechanism']
     papers = [published.score(mechanism, task) for task in tasks]
     rows.append([name, 'ours', *ours.values(), average])

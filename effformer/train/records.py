@@ -6,6 +6,7 @@ the same bytes as that of a run that was not.
 """
 
 import json
+import math
 import os
 import pathlib
 import time
@@ -36,6 +37,23 @@ def best(rows: Iterable[dict[str, Any]], key: str) -> dict[str, Any] | None:
     if winner is None or value > winner[key]:
       winner = row
   return winner
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The whole rows of a metrics.jsonl; it may be absent, or being written.
+
+  Raises:
+    CheckpointError: the file cannot be read, or a row before others is damaged.
+  """
+  path = pathlib.Path(path)
+  try:
+    data = path.read_bytes() if path.exists() else b''
+  except OSError as error:
+    raise errors.CheckpointError(
+      f'{path} cannot be read: {durable.reason(error)}'
+    ) from error
+  kept = _complete_rows(data, math.inf, path)
+  return [_parse(line) for line in kept.splitlines()]
 
 
 class Metrics:

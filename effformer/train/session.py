@@ -27,18 +27,6 @@ from effformer.train import (
   workdir,
 )
 
-# What may differ between the starts of one run: it changes how the run goes,
-# never where it ends (but for the policy about steps that are not finite,
-# which matters from the first such step on).
-MAY_CHANGE = (
-  'data.directory',
-  'data.num_threads',
-  'data.prefetch',
-  'mesh.',
-  'train.keep_checkpoints',
-  'train.nonfinite',
-)
-
 
 def dry_run(config: ml_collections.ConfigDict, console: screen.Screen) -> None:
   """Builds and compiles everything, trains nothing, writes no run folder."""
@@ -153,7 +141,7 @@ def _opened(
         *workdir.check_config(
           folder,
           config_lib.to_json_dict(config),
-          allowed=MAY_CHANGE,
+          allowed=workdir.MAY_CHANGE,
           write=False,
         )
       )

@@ -18,6 +18,18 @@ from effformer.train import durable, records
 
 _ABSENT = 'absent'
 
+# What may differ between the starts of one run: it changes how the run goes,
+# never where it ends (but for the policy about steps that are not finite,
+# which matters from the first such step on).
+MAY_CHANGE = (
+  'data.directory',
+  'data.num_threads',
+  'data.prefetch',
+  'mesh.',
+  'train.keep_checkpoints',
+  'train.nonfinite',
+)
+
 
 @contextlib.contextmanager
 def open_workdir(
@@ -107,13 +119,13 @@ def check_config(
     if write:
       records.write_json(path, now)
     return []
-  before, after = _flatten(before), _flatten(now)
+  before, after = flatten(before), flatten(now)
   changes = [
     (key, before.get(key, _ABSENT), after.get(key, _ABSENT))
     for key in sorted(before.keys() | after.keys())
     if before.get(key, _ABSENT) != after.get(key, _ABSENT)
   ]
-  refused = [change for change in changes if not _matches(change[0], allowed)]
+  refused = [change for change in changes if not matches(change[0], allowed)]
   if refused:
     raise errors.ConfigError(_refusal(path.parent, refused))
   if changes and write:
@@ -169,17 +181,18 @@ def _load(path):
   return config
 
 
-def _flatten(value, prefix=''):
-  """Returns dotted key -> JSON text, in which 1, 1.0 and true differ."""
+def flatten(value: Any, prefix: str = '') -> dict[str, str]:
+  """Dotted key -> JSON text, in which 1, 1.0 and true differ."""
   if isinstance(value, dict) and (value or not prefix):
     flat = {}
     for key, item in value.items():
-      flat |= _flatten(item, f'{prefix}.{key}' if prefix else key)
+      flat |= flatten(item, f'{prefix}.{key}' if prefix else key)
     return flat
   return {prefix: json.dumps(value)}
 
 
-def _matches(key, allowed):
+def matches(key: str, allowed: Sequence[str]) -> bool:
+  """Whether a dotted key is one of these; see `check_config`."""
   return any(
     key.startswith(entry) if entry.endswith('.') else key == entry
     for entry in allowed

@@ -24,7 +24,7 @@ def write_run(
   }
   for key, value in dict(settings).items():
     room, name = key.split('.')
-    config[room][name] = value
+    config.setdefault(room, {})[name] = value
   (folder / 'config.json').write_text(json.dumps(config))
   rows = [
     {'step': 5, 'split': 'train', 'loss': 1.0},
