@@ -3,13 +3,8 @@
 import math
 import pathlib
 
-import matplotlib
+from effformer.report import plots
 
-matplotlib.use('Agg')
-from matplotlib import pyplot
-
-# Letters stay letters, and the same numbers make the same file.
-STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'effformer'}
 MEASURES = {'ms': 'milliseconds', 'temp_mib': 'temporary memory, MiB'}
 
 
@@ -27,6 +22,7 @@ def over_length(rows: list[dict], folder: pathlib.Path) -> None:
 
 
 def _plot(rows, measure, title, path) -> None:
+  pyplot = plots.load_pyplot()
   figure, axes = pyplot.subplots(figsize=(8, 5.5))
   last = {}
   names = sorted({row['layer'] for row in rows})
@@ -57,6 +53,4 @@ def _plot(rows, measure, title, path) -> None:
     loc='center left',
     bbox_to_anchor=(1.0, 0.5),
   )
-  with pyplot.rc_context(STYLE):
-    figure.savefig(path, bbox_inches='tight', metadata={'Date': None})
-  pyplot.close(figure)
+  path.write_bytes(plots.picture(pyplot, figure, path.stem, title).svg)

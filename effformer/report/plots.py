@@ -13,7 +13,8 @@ from effformer.report.runs import Run
 _STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'effformer'}
 
 
-def _pyplot():
+def load_pyplot():
+  """matplotlib.pyplot without a display; ConfigError where it is absent."""
   try:
     import matplotlib
   except ImportError:
@@ -27,7 +28,8 @@ def _pyplot():
   return pyplot
 
 
-def _picture(pyplot, figure, name: str, about: str) -> Picture:
+def picture(pyplot, figure, name: str, about: str) -> Picture:
+  """The figure as `Picture`, which is then closed."""
   svg, png = io.BytesIO(), io.BytesIO()
   with pyplot.rc_context(_STYLE):
     figure.savefig(
@@ -40,7 +42,7 @@ def _picture(pyplot, figure, name: str, about: str) -> Picture:
 
 def curves(runs: Sequence[Run]) -> list[Picture]:
   """For each task: validation accuracy over steps, a line a run."""
-  pyplot, pictures = _pyplot(), []
+  pyplot, pictures = load_pyplot(), []
   for task in sorted({run.config['task'] for run in runs}):
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
     colours = pyplot.colormaps['tab20'].colors
@@ -73,9 +75,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
     pictures.append(
-      _picture(
-        pyplot, figure, f'curves_{task}', f'{title}: accuracy over steps'
-      )
+      picture(pyplot, figure, f'curves_{task}', f'{title}: accuracy over steps')
     )
   return pictures
 
@@ -86,7 +86,7 @@ def bubbles(groups: Sequence[Group]) -> list[Picture]:
   Only groups that know speed and memory, on one kind of device, and only where
   there are two or more: a single bubble compares nothing.
   """
-  pyplot, pictures = _pyplot(), []
+  pyplot, pictures = load_pyplot(), []
   found: dict[tuple, list[tuple[Group, float, float]]] = {}
   for group in groups:
     first = group.first
@@ -122,5 +122,5 @@ def bubbles(groups: Sequence[Group]) -> list[Picture]:
     axes.grid(True, alpha=0.3)
     axes.margins(0.15)
     about = f'{title}: accuracy over speed, area is memory'
-    pictures.append(_picture(pyplot, figure, f'bubbles_{task}_{number}', about))
+    pictures.append(picture(pyplot, figure, f'bubbles_{task}_{number}', about))
   return pictures
