@@ -15,17 +15,8 @@ import ml_collections
 
 from configs import common, lra_pathfinder32
 
-# As the LRA repository trains it at its last commit (cd31e5c); it has a
-# Transformer only.
-REPO = {
-  **lra_pathfinder32.REPO,
+_BUDGET = {
   'data.max_length': 65536,
-  'model.num_layers': 2,
-  'model.qkv_width': 32,
-  'model.num_heads': 4,
-  'model.position': 'learned',
-  'model.pooling': 'cls',
-  'model.dropout': 0.1,
   'train.num_steps': 500_000,
   'train.batch_size': 32,
   # Changes memory, not results.
@@ -36,20 +27,26 @@ REPO = {
   'train.checkpoint_every_steps': 5000,
 }
 
+# As the LRA repository trains it at its last commit (cd31e5c); it has a
+# Transformer only.
+REPO = {
+  **lra_pathfinder32.REPO,
+  'model.num_layers': 2,
+  'model.qkv_width': 32,
+  'model.num_heads': 4,
+  'model.position': 'learned',
+  'model.pooling': 'cls',
+  'model.dropout': 0.1,
+  **_BUDGET,
+}
+
 # The appendix of the paper says nothing else of this size.
 PAPER = REPO
 
 # The model of the small images, on more of them.
 MODERN = {
   **lra_pathfinder32.MODERN,
-  'data.max_length': 65536,
-  'train.num_steps': 500_000,
-  'train.batch_size': 32,
-  'train.accumulate_steps': 32,
-  'train.eval_batch_size': 8,
-  'train.warmup_steps': 5000,
-  'train.eval_every_steps': 5000,
-  'train.checkpoint_every_steps': 5000,
+  **_BUDGET,
 }
 
 PRESETS = {'paper': PAPER, 'repo': REPO, 'modern': MODERN}
@@ -57,20 +54,10 @@ MECHANISMS = {'modern': lra_pathfinder32.MECHANISMS['modern']}
 
 # Laid over any preset: a check that it runs.
 QUICK = {
-  **lra_pathfinder32.QUICK,
+  **lra_pathfinder32.CHECK,
   'data.max_length': 65536,
-  'data.validation_examples': 64,
-  'data.test_examples': 128,
-  'model.width': 32,
-  'model.mlp_width': 64,
-  'model.head_width': 64,
-  'train.num_steps': 20,
   'train.batch_size': 1,
   'train.eval_batch_size': 1,
-  'train.warmup_steps': 2,
-  'train.eval_every_steps': 10,
-  'train.checkpoint_every_steps': 10,
-  'train.log_every_steps': 5,
 }
 QUICK_PEAK = lra_pathfinder32.QUICK_PEAK
 

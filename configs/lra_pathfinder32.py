@@ -158,6 +158,20 @@ QUICK = {
   'train.checkpoint_every_steps': 200,
   'train.log_every_steps': 20,
 }
+# In its place for the larger images: a check that it runs.
+CHECK = {
+  **QUICK,
+  'data.validation_examples': 64,
+  'data.test_examples': 128,
+  'model.width': 32,
+  'model.mlp_width': 64,
+  'model.head_width': 64,
+  'train.num_steps': 20,
+  'train.warmup_steps': 2,
+  'train.eval_every_steps': 10,
+  'train.checkpoint_every_steps': 10,
+  'train.log_every_steps': 5,
+}
 # Learning rate after the warmup, whatever the schedule.
 QUICK_PEAK = 3e-3
 

@@ -56,20 +56,10 @@ MECHANISMS = {'modern': lra_pathfinder32.MECHANISMS['modern']}
 
 # Laid over any preset: a check that it runs.
 QUICK = {
-  **lra_pathfinder32.QUICK,
+  **lra_pathfinder32.CHECK,
   'data.max_length': 4096,
-  'data.validation_examples': 64,
-  'data.test_examples': 128,
-  'model.width': 32,
-  'model.mlp_width': 64,
-  'model.head_width': 64,
-  'train.num_steps': 20,
   'train.batch_size': 8,
   'train.eval_batch_size': 8,
-  'train.warmup_steps': 2,
-  'train.eval_every_steps': 10,
-  'train.checkpoint_every_steps': 10,
-  'train.log_every_steps': 5,
 }
 QUICK_PEAK = lra_pathfinder32.QUICK_PEAK
 
