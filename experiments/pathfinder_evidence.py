@@ -8,7 +8,7 @@ the image, accuracy of the best function of the number (label by label over 40
 equal parts of the training images), which is 50 % for a number that tells
 nothing; the floors of the task; and a convolution of three layers, which sees
 the contours and should be above chance and below perfect. Accuracy in percent
-on images that nothing was fitted to. Some twenty minutes on two cores.
+on images that nothing was fitted to.
 """
 
 import argparse
@@ -120,11 +120,11 @@ def measure(difficulty: str, num_train: int, num_test: int, epochs: int):
   """(quantity, percent or other value) of one difficulty."""
   setting, count = SETTINGS[SIZE, difficulty], num_train + num_test
   start = time.process_time()
-  images_NHW, label_N = pathfinder.generate(setting, 0, 0, count)
-  yield 'ms an image', 1e3 * (time.process_time() - start) / count
-  label_N = label_N.astype(np.int32)
-  yield 'share of label 1', 100 * label_N.mean()
   scene = pathfinder.geometry(setting, 0, 0, count)
+  images_NHW = pathfinder.draw(setting, scene)
+  yield 'ms an image', 1e3 * (time.process_time() - start) / count
+  label_N = scene.label_N.astype(np.int32)
+  yield 'share of label 1', 100 * label_N.mean()
   for name, x_N in numbers(scene).items():
     yield name, 100 * by_parts(x_N, label_N, num_train)
   light_N = images_NHW.sum(axis=(1, 2), dtype=np.int64)

@@ -43,7 +43,7 @@ from effformer.errors import DataError
 
 LISTOPS_SEED = 0
 PATHFINDER_SEED = 0
-PATHFINDER_RESOLUTIONS = (32, 64, 128, 256)
+PATHFINDER_RESOLUTIONS = sorted({size for size, _ in pathfinder.SETTINGS})
 PATHFINDER_SIZES = {'train': 160_000, 'validation': 20_000, 'test': 20_000}
 # Of the largest images, which take a gigabyte even so.
 PATHFINDER_FEWER = 10
@@ -217,7 +217,7 @@ def _pathfinder_examples(resolution: int, numbers: range) -> Iterator[Example]:
 
 def _in_processes(function: Callable, calls: Iterable[tuple]) -> Iterator:
   """Results of the calls in order, some of them made ahead."""
-  workers = min(len(os.sched_getaffinity(0)), 16)
+  workers = min(os.cpu_count() or 1, 16)
   # A fork would copy the locks of threads that it does not copy.
   context = multiprocessing.get_context('spawn')
   pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin_worker)

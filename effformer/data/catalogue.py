@@ -108,22 +108,21 @@ KNOWN = {
     read_rows=aan.of_pairs,
     has_documents=True,
   ),
-}
-
-KNOWN |= {
-  f'pathfinder{size}': Known(
-    builder=builders.PATHFINDER_RELEASE[size],
-    generated=builders.PATHFINDER_GENERATED[size],
-    origin=f'Pathfinder, {size} x {size}, hard (release of LRA)',
-    num_classes=2,
-    label_names=('apart', 'joined'),
-    release=tuple(
-      f'pathfinder{size}/{pathfinder_release.HARD}/{part}'
-      for part in ('imgs', 'metadata')
-    ),
-    read_rows=images.rows(size),
-  )
-  for size in builders.PATHFINDER_RESOLUTIONS
+  **{
+    f'pathfinder{size}': Known(
+      builder=builders.PATHFINDER_RELEASE[size],
+      generated=builders.PATHFINDER_GENERATED[size],
+      origin=f'Pathfinder, {size} x {size}, hard (release of LRA)',
+      num_classes=2,
+      label_names=('apart', 'joined'),
+      release=tuple(
+        f'pathfinder{size}/{pathfinder_release.HARD}/{part}'
+        for part in ('imgs', 'metadata')
+      ),
+      read_rows=images.rows(size),
+    )
+    for size in builders.PATHFINDER_RESOLUTIONS
+  },
 }
 
 

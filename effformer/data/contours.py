@@ -10,7 +10,7 @@ random number of its paddles; after many such setbacks the image begins anew.
 Image i reads the stream of (seed, i), as many words as it happens to need, so
 it depends on nothing else. NumPy takes one step of many images at once, each
 standing where its own words have led it. A hard image of 32 x 32 takes
-800 steps in the median, and 1,200 in the mean, for its 48 paddles.
+hundreds to thousands of steps for its 48 paddles.
 
     N  images
     S  images that grow at the moment

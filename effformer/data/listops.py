@@ -26,6 +26,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from effformer.data import splitmix
 from effformer.errors import DataError
 
 MAX_DEPTH = 10
@@ -35,7 +36,6 @@ OPERATORS = (b'[MIN', b'[MAX', b'[MED', b'[SM')
 NUM_CLASSES = 10
 
 _MIN, _MAX, _MED, _SM = range(4)
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 1024  # examples that are drawn at once; no effect on the result
 _ATTEMPTS = 4  # draws per example and round; no effect on the result
 
@@ -60,24 +60,9 @@ class _Level:
   args: np.ndarray
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-  """The output function of SplitMix64 on uint64 (variant 13 of Stafford)."""
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
-
-
 def _keys(seed: int, examples: np.ndarray, attempts: np.ndarray) -> np.ndarray:
   """Stream key of each (example, attempt), uint64."""
-  root = _mix(np.array([seed & ((1 << 64) - 1)], np.uint64) + _GOLDEN)
-  stream = _mix((root ^ _mix(examples.astype(np.uint64))) + _GOLDEN)
-  return _mix(stream + _GOLDEN * (attempts.astype(np.uint64) + np.uint64(1)))
-
-
-def _below(word: np.ndarray, shift: int, bound: int) -> np.ndarray:
-  """Uniform integer below `bound` from 20 bits of `word`, int64."""
-  bits = (word >> np.uint64(shift)) & np.uint64(0xFFFFF)
-  return ((bits * np.uint64(bound)) >> np.uint64(20)).astype(np.int64)
+  return splitmix.words(splitmix.keys(seed, examples), attempts)
 
 
 def _grow(keys_B: np.ndarray) -> tuple[list[_Level], np.ndarray]:
@@ -95,14 +80,15 @@ def _grow(keys_B: np.ndarray) -> tuple[list[_Level], np.ndarray]:
   for depth in range(1, MAX_DEPTH + 1):
     # Number of a node in its tree = place in level + offset of the tree.
     offset_B = first_B - (np.cumsum(counts_B) - counts_B)
-    start_B = keys_B + _GOLDEN * offset_B.astype(np.uint64)
-    place = np.arange(1, len(tree) + 1, dtype=np.uint64)
-    word = _mix(start_B[tree] + _GOLDEN * place)
+    start_B = keys_B + splitmix.GOLDEN * offset_B.astype(np.uint64)
+    word = splitmix.words(start_B[tree], np.arange(len(tree)))
     is_operator = (word & np.uint64(3)) == 0
     if depth == MAX_DEPTH:
       is_operator[:] = False
     args = np.where(
-      is_operator, _below(word, 2, MAX_ARGS - MIN_ARGS + 1) + MIN_ARGS, 0
+      is_operator,
+      splitmix.below(word, 2, MAX_ARGS - MIN_ARGS + 1) + MIN_ARGS,
+      0,
     )
     operators_B = np.bincount(tree[is_operator], minlength=num_trees)
     length_B += counts_B + operators_B
@@ -167,7 +153,7 @@ def _render(levels: list[_Level]) -> tuple[list[bytes], np.ndarray]:
   child_value = child_size = np.zeros(0, np.int64)
   for level in reversed(levels):
     is_operator = level.args > 0
-    value = _below(level.word, 24, 10)
+    value = splitmix.below(level.word, 24, 10)
     size = np.full(len(value), _DIGIT_BYTES)
     if is_operator.any():
       op, args = _operator(level, is_operator)

@@ -12,8 +12,7 @@ in, and as `paddles` says, not of the machine.
 
 The label is a fair coin that the contours do not see: they have the same law
 in both classes, and a disc stands at each end about equally often. How far the
-discs are apart would still tell (a histogram classifier on the distance has 74
-to 85 % of the easy images right), so the contours of an image grow on until a
+discs are apart would still tell, so the contours of an image grow on until a
 pair of ends for label 1 and one for label 0 are about equally far apart, and
 equally far from the edge (see `pairs`). What such numbers still tell, and what
 they do not, is measured by experiments/pathfinder_evidence.py.
@@ -27,7 +26,15 @@ from effformer.data import contours, paddles, splitmix
 from effformer.data.contours import Contours
 from effformer.data.pathfinder_settings import SETTINGS, Setting
 
-__all__ = ['SETTINGS', 'Geometry', 'Setting', 'generate', 'geometry', 'pairs']
+__all__ = [
+  'SETTINGS',
+  'Geometry',
+  'Setting',
+  'draw',
+  'generate',
+  'geometry',
+  'pairs',
+]
 
 # What `pairs` calls alike. The distances from disc to disc differ by no more
 # than `_APART` times paddles of a contour by continuity squared, as a share of
@@ -143,7 +150,12 @@ def generate(
       the paddles.
   """
   scene = geometry(setting, seed, first, count)
-  size = setting.resolution
+  return draw(setting, scene), scene.label_N
+
+
+def draw(setting: Setting, scene: Geometry) -> np.ndarray:
+  """The images of a scene, uint8 [N, H, W]."""
+  size, count = setting.resolution, len(scene.label_N)
   images_NHW = np.empty((count, size, size), np.uint8)
   for start in range(0, count, _DRAWN):
     part = slice(start, start + _DRAWN)
@@ -159,4 +171,4 @@ def generate(
       disc_y_NM=scene.disc_y_N2[part],
       radius=setting.marker_radius,
     )
-  return images_NHW, scene.label_N
+  return images_NHW

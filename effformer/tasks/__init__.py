@@ -5,6 +5,7 @@ from collections.abc import Callable
 import ml_collections
 
 from effformer import errors
+from effformer.data.builders import PATHFINDER_RESOLUTIONS
 from effformer.tasks import image, listops, retrieval, text
 from effformer.tasks.task import Task
 
@@ -13,7 +14,7 @@ TABLE: dict[str, Callable[[ml_collections.ConfigDict], Task]] = {
   'listops': listops.make,
   'image': image.make,
   'retrieval': retrieval.make,
-  **{f'pathfinder{size}': image.make for size in (32, 64, 128, 256)},
+  **{f'pathfinder{size}': image.make for size in PATHFINDER_RESOLUTIONS},
 }
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -142,6 +141,14 @@ def test_a_worker_that_is_killed_is_named():
     list(builders._in_processes(os._exit, calls))
 
 
+def is_alive(pid):
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  return True
+
+
 def test_no_worker_outlives_its_parent(tmp_path, repository):
   program = (
     'import os, time\n'
@@ -164,7 +171,7 @@ def test_no_worker_outlives_its_parent(tmp_path, repository):
   pids = json.loads(output.read_text())
   assert pids
   end = time.monotonic() + 20
-  while left := [pid for pid in pids if pathlib.Path(f'/proc/{pid}').exists()]:
+  while left := [pid for pid in pids if is_alive(pid)]:
     assert time.monotonic() < end, f'still running: {left}'
     time.sleep(0.1)
 
