@@ -1,11 +1,14 @@
 """Reading and explaining a config; what it may hold: `config_check`.
 
 A config file is Python that gives `get_config(arg)` and builds on
-`configs.common`. It is found by path, so any folder will do. What is wrong
-with it or with the flags is found here, before anything is compiled.
+`configs.common`, or the config.json of a run. It is found by path, so any
+folder will do. What is wrong with it or with the flags is found here, before
+anything is compiled.
 """
 
+import importlib
 import importlib.util
+import json
 import pathlib
 import re
 import sys
@@ -27,15 +30,14 @@ from effformer.config_check import (
   read_value,
   refuse,
 )
+from effformer.config_tracked import untracked
 
 __all__ = [
-  'Tracked',
   'check',
   'explain',
   'load',
   'split_flags',
   'to_json_dict',
-  'tracked',
 ]
 
 # Keys that only name what the argument chose, and how the argument says it.
@@ -48,7 +50,8 @@ def load(
   """The config that a command line asks for, checked and locked.
 
   Args:
-    argument: value of --config: `FILE.py` or `FILE.py:ARGUMENT`.
+    argument: value of --config: `FILE.py`, `FILE.py:ARGUMENT`, or the
+      `config.json` of a run.
     overrides: of --config.KEY=VALUE, as ['KEY=VALUE', ...] (with or without
       the flag's name in front) or {KEY: VALUE}; text is read by the key's
       type, other values must have it.
@@ -60,8 +63,11 @@ def load(
     ConfigError: anything that cannot be used.
   """
   path, found, arg = argument.partition('.py:')
-  module = _import_file(pathlib.Path(f'{path}.py' if found else path))
-  config = _get_config(module, arg, argument)
+  if argument.endswith('.json'):
+    config, schema = _stored(pathlib.Path(argument))
+  else:
+    module = _import_file(pathlib.Path(f'{path}.py' if found else path))
+    config, schema = _get_config(module, arg, argument), module.common
   given = {}
   for key, value in _pairs(overrides):
     if key in given:
@@ -69,8 +75,8 @@ def load(
     given[key] = value
   try:
     for key, value in given.items():
-      _override(config, key, value, module.common)
-    check(config, module.common)
+      _override(config, key, value, schema)
+    check(config, schema)
   except errors.ConfigError as error:
     place = f'In the config of --config={argument}.'
     raise errors.ConfigError(f'{error}\n{place}') from None
@@ -99,7 +105,7 @@ def explain(
   overridden = set(overridden)
   return [
     f'{"*" if key in overridden else " "} {key} = {value!r}'
-    for key, value in leaves(_untracked(config))
+    for key, value in leaves(untracked(config))
   ]
 
 
@@ -111,79 +117,8 @@ def to_json_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     else list(value)
     if isinstance(value, tuple)
     else value
-    for key, value in sorted(_untracked(config).items())
+    for key, value in sorted(untracked(config).items())
   }
-
-
-class Tracked:
-  """A view of a config that records which keys are read.
-
-  It is read like the ConfigDict: by attribute, by item, `get`, `items`, `**`.
-  `explain` and `to_json_dict` do not count as reading.
-  """
-
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    prefix: str = '',
-    read: set[str] | None = None,
-  ):
-    self._config, self._prefix = config, prefix
-    self._read = set() if read is None else read
-
-  def unread(self) -> list[str]:
-    """Keys of this section that hold a value nobody has read, sorted."""
-    keys = [key for key, _ in leaves(self._config, self._prefix)]
-    return [key for key in keys if key not in self._read]
-
-  def __getitem__(self, name: str) -> Any:
-    value, key = self._config[name], f'{self._prefix}{name}'
-    if isinstance(value, ml_collections.ConfigDict):
-      return Tracked(value, f'{key}.', self._read)
-    self._read.add(key)
-    return value
-
-  def __getattr__(self, name: str) -> Any:
-    # Underscored names are asked for by copy and pickle before __init__.
-    if name.startswith('_') or name not in self._config:
-      raise AttributeError(f'no key {name!r}')
-    return self[name]
-
-  def __contains__(self, name: str) -> bool:
-    return name in self._config
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._config)
-
-  def __len__(self) -> int:
-    return len(self._config)
-
-  def keys(self) -> list[str]:
-    return list(self._config.keys())
-
-  def values(self) -> list[Any]:
-    return [self[name] for name in self]
-
-  def items(self) -> list[tuple[str, Any]]:
-    return [(name, self[name]) for name in self]
-
-  def get(self, name: str, default: Any = None) -> Any:
-    return self[name] if name in self._config else default
-
-  def to_dict(self) -> dict[str, Any]:
-    return {
-      name: value.to_dict() if isinstance(value, Tracked) else value
-      for name, value in self.items()
-    }
-
-
-def tracked(config: ml_collections.ConfigDict) -> Tracked:
-  """A view of `config` whose `unread()` lists what nobody has read."""
-  return Tracked(config)
-
-
-def _untracked(config) -> ml_collections.ConfigDict:
-  return config._config if isinstance(config, Tracked) else config
 
 
 def _import_file(path: pathlib.Path) -> ModuleType:
@@ -214,6 +149,40 @@ def _import_file(path: pathlib.Path) -> ModuleType:
   if not isinstance(getattr(module, 'common', None), ModuleType):
     refuse(f'--config={path} does not import configs.common', start)
   return module
+
+
+def _stored(path: pathlib.Path) -> tuple[ml_collections.ConfigDict, ModuleType]:
+  """The config that `to_json_dict` gave, and the module it was made with."""
+  try:
+    values = json.loads(path.read_text('utf-8'))
+  except (OSError, ValueError) as error:
+    refuse(
+      f'--config={path} cannot be read as the config of a run: {error}',
+      'give the config.json of a run folder, or FILE.py',
+    )
+  if not isinstance(values, dict):
+    refuse(f'--config={path} holds no JSON object', 'give that of a run folder')
+  # Beside the package, wherever the command is started.
+  root = str(pathlib.Path(errors.__file__).resolve().parents[1])
+  sys.path.append(root)
+  try:
+    schema = importlib.import_module('configs.common')
+  finally:
+    sys.path.remove(root)
+  return _with_tuples(ml_collections.ConfigDict(values)), schema
+
+
+def _with_tuples(
+  section: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """JSON has lists where configs have tuples."""
+  for name, value in section.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      _with_tuples(value)
+    elif isinstance(value, list):
+      with section.ignore_type():
+        section[name] = tuple(value)
+  return section
 
 
 def _get_config(module, arg: str, argument: str) -> ml_collections.ConfigDict:

@@ -1,7 +1,9 @@
-"""Train and evaluate: flags and process setup, nothing else.
+"""Train, evaluate, predict: flags and process setup, nothing else.
 
   python -m effformer.main --config=configs/lra_text.py:linear,quick \
     --workdir=runs/quickstart --config.train.num_steps=500
+  python -m effformer.main --mode=predict --workdir=runs/quickstart \
+    --input='a fine film' --input=@review.txt
 
 Exit codes: 0 done, 2 config, 3 data, 4 checkpoint or run folder, 5 non-finite,
 143 stopped by a signal (and saved, if there was something to save).
@@ -19,7 +21,7 @@ from absl import flags
 from effformer import errors
 from effformer.train import preemption
 
-MODES = ('train', 'eval', 'dry_run')
+MODES = ('train', 'eval', 'predict', 'profile', 'dry_run')
 _PROGRAM = 'python -m effformer.main'
 
 
@@ -31,7 +33,7 @@ def define_flags() -> flags.FlagValues:
     None,
     'Config file, with its argument after a colon: '
     'configs/lra_text.py:linear,quick. Single keys are set by '
-    '--config.train.num_steps=500.',
+    '--config.train.num_steps=500. Default: that of the run in --workdir.',
     flag_values=values,
   )
   flags.DEFINE_string(
@@ -45,8 +47,17 @@ def define_flags() -> flags.FlagValues:
     'mode',
     'train',
     MODES,
-    'train to the end and test; eval: score the run in --workdir; dry_run: '
-    'build and compile all, train and write nothing.',
+    'train to the end and test; eval: score the run in --workdir; predict: '
+    'the classes of each --input by that run; profile: a trace of a few '
+    'training steps; dry_run: build and compile all, train and write nothing.',
+    flag_values=values,
+  )
+  flags.DEFINE_multi_string(
+    'input',
+    [],
+    'What --mode=predict is about, once for each: a text or an expression, '
+    '@FILE for one in a file, the path of an image; of pairs both texts, one '
+    'after the other.',
     flag_values=values,
   )
   flags.DEFINE_bool(
@@ -124,12 +135,19 @@ def _run(argv, values, stop) -> None:
       'several processes need one folder for their run.\n'
       'Give all of them the same --workdir, on a disk that all can write.'
     )
-  if not values.config:
+  if values.input and values.mode != 'predict':
     raise errors.ConfigError(
-      'no --config given.\nFor example: '
+      f'--input goes with --mode=predict, not {values.mode}.\n'
+      'Leave it out, or add --mode=predict.'
+    )
+  chosen = values.config or _stored_config(values.workdir)
+  if not chosen:
+    where = f', and {values.workdir} holds no run' if values.workdir else ''
+    raise errors.ConfigError(
+      f'no --config given{where}.\nFor example: '
       f'{_PROGRAM} --config=configs/lra_text.py:linear,quick'
     )
-  config, overridden = config_lib.load(values.config, overrides)
+  config, overridden = config_lib.load(chosen, overrides)
   # A signal that breaks off the start of an extension module may abort the
   # process when somebody imports it again.
   with stop.loop():
@@ -139,12 +157,29 @@ def _run(argv, values, stop) -> None:
 
   _set_up_jax(values, stop)
   console = screen.Screen(quiet=jax.process_index() != 0)
-  console.say(*config_lib.explain(config, overridden))
+  if values.mode != 'predict':
+    console.say(*config_lib.explain(config, overridden))
   if values.mode == 'dry_run':
     session.dry_run(config, console)
     return
-  run = session.evaluate if values.mode == 'eval' else session.train
-  run(config, values.workdir or _default_workdir(values.config), stop, console)
+  folder = values.workdir or _default_workdir(chosen)
+  if values.mode == 'predict':
+    from effformer.train import prediction
+
+    prediction.predict(config, folder, values.input, stop, console)
+  elif values.mode == 'profile':
+    from effformer.train import profile
+
+    profile.profile(config, folder, console)
+  else:
+    run = session.evaluate if values.mode == 'eval' else session.train
+    run(config, folder, stop, console)
+
+
+def _stored_config(folder: str | None) -> str | None:
+  """The config of the run in a folder, if there is one."""
+  path = pathlib.Path(folder or '') / 'config.json'
+  return str(path) if folder and path.is_file() else None
 
 
 def _default_workdir(config: str) -> str:

@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from effformer import config as config_lib
-from effformer import config_check, errors
+from effformer import config_check, config_tracked, errors
 
 
 @pytest.fixture(autouse=True)
@@ -169,11 +169,38 @@ def test_loads_from_any_folder_and_leaves_the_path_alone(
   assert sys.path == before
 
 
+@pytest.mark.parametrize(
+  'argument', ['local+full,quick', 'longformer,preset=paper', 'sparse', 'nsa']
+)
+def test_the_json_of_a_run_is_its_config_again(tmp_path, monkeypatch, argument):
+  before = config_lib.load(
+    f'configs/lra_text.py:{argument}', ['model.layers.0.num_heads=2']
+  )[0]
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(config_lib.to_json_dict(before)))
+  monkeypatch.chdir(tmp_path)
+  after, overridden = config_lib.load(str(path), ['train.num_steps=7'])
+  assert overridden == ['train.num_steps']
+  assert after.is_locked
+  expected = before.to_dict()
+  expected['train']['num_steps'] = 7
+  assert after.to_dict() == expected
+
+
+@pytest.mark.parametrize('text', ['{', '[1]', '{"seed": 0}', '\xff'])
+def test_json_that_is_no_config_is_refused(tmp_path, text):
+  path = tmp_path / 'config.json'
+  path.write_bytes(text.encode('latin-1'))
+  with pytest.raises(errors.ConfigError, match=r'config\.json') as caught:
+    config_lib.load(str(path))
+  assert len(str(caught.value).splitlines()) <= 4
+
+
 def test_tracked_records_what_is_read():
   config, _ = config_lib.load(
     'configs/lra_text.py:local', ['model.layers.0.num_heads=2']
   )
-  view = config_lib.tracked(config)
+  view = config_tracked.tracked(config)
   everything = [key for key, _ in config_check.leaves(config)]
   config_lib.explain(view)
   assert config_lib.to_json_dict(view) == config_lib.to_json_dict(config)

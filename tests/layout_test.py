@@ -15,14 +15,15 @@ LEVELS = {
   'shapes': 0,
   'cost': 0,
   'config_check': 1,
-  'config': 2,
-  'attention': 3,
-  'data': 3,
-  'models': 4,
-  'tasks': 5,
-  'train': 6,
-  'report': 7,
-  'main': 7,
+  'config_tracked': 2,
+  'config': 3,
+  'attention': 4,
+  'data': 4,
+  'models': 5,
+  'tasks': 6,
+  'train': 7,
+  'report': 8,
+  'main': 8,
 }
 MODULES = sorted((ROOT / 'effformer').rglob('*.py'))
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))

@@ -1,11 +1,12 @@
 """Data: sources, tokenizers and the deterministic pipeline.
 
 `load` gives a `Dataset`; `train_batches` and `eval_batches` make batches of
-its splits, `batch_at` any single one.
+its splits, `batch_at` any single one. `read_input` reads a single example.
 """
 
 from effformer.data.catalogue import KNOWN, data_folder, from_config, load
 from effformer.data.dataset import SPLITS, Dataset, Example, Source, read_all
+from effformer.data.inputs import read_input
 from effformer.data.pipeline import (
   Batch,
   Batches,
@@ -32,5 +33,6 @@ __all__ = [
   'from_config',
   'load',
   'read_all',
+  'read_input',
   'train_batches',
 ]

@@ -48,6 +48,7 @@ class Known:
       the data are generated.
     check_text: raises DataError for a text that is not of this task.
     read_rows: reads own data; see `files.load_files`.
+    side: of the images, in pixels; 0 where the examples are texts.
     has_documents: whether own texts may stand in a file of their own;
       `read_rows` is then a function of its path.
     generated: builder of the same kind of data by our own generator, which is
@@ -65,6 +66,7 @@ class Known:
   generated: type | None = None
   check_text: files.CheckText | None = None
   read_rows: Callable = rows.of_texts
+  side: int = 0
   has_documents: bool = False
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -95,6 +97,7 @@ KNOWN = {
     stand_in=builders.EffformerImageStandIn,
     archive=cifar.ARCHIVE,
     counts={'train': 45_000, 'validation': 5_000, 'test': 10_000},
+    side=cifar.SIDE,
     read_rows=images.rows(cifar.SIDE),
   ),
   'retrieval': Known(
@@ -119,6 +122,7 @@ KNOWN = {
         f'pathfinder{size}/{pathfinder_release.HARD}/{part}'
         for part in ('imgs', 'metadata')
       ),
+      side=size,
       read_rows=images.rows(size),
     )
     for size in builders.PATHFINDER_RESOLUTIONS

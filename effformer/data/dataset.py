@@ -68,6 +68,11 @@ class Dataset:
   splits: Mapping[str, Source]
   fingerprints: Mapping[str, str]
 
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """A name for each label, its number where it has no other."""
+    return self.label_names or tuple(map(str, range(self.num_classes)))
+
 
 class MemorySource:
   """Examples held in memory."""

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import ml_collections
 
-from effformer import errors
+from effformer import data, errors
+from effformer.data import Dataset
 from effformer.data.builders import PATHFINDER_RESOLUTIONS
 from effformer.tasks import image, listops, retrieval, text
 from effformer.tasks.task import Task
 
-TABLE: dict[str, Callable[[ml_collections.ConfigDict], Task]] = {
+TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'text': text.make,
   'listops': listops.make,
   'image': image.make,
@@ -18,10 +19,19 @@ TABLE: dict[str, Callable[[ml_collections.ConfigDict], Task]] = {
 }
 
 
-def make(config: ml_collections.ConfigDict) -> Task:
-  """Loads the data of `config.task` and joins it with model and measures."""
+def make(
+  config: ml_collections.ConfigDict, dataset: Dataset | None = None
+) -> Task:
+  """Joins the data of `config.task` with model and measures.
+
+  Args:
+    config: the whole config.
+    dataset: None loads what `config.data` names.
+  """
   if config.task not in TABLE:
     raise errors.ConfigError(
       f'task={config.task!r} is unknown.\nKnown tasks: {", ".join(TABLE)}.'
     )
-  return TABLE[config.task](config)
+  if dataset is None:
+    dataset = data.from_config(config.task, config.data)
+  return TABLE[config.task](config, dataset)

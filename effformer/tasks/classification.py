@@ -21,27 +21,28 @@ TWO_TEXTS = (*ONE_TEXT, 'other_ids_BT', 'other_lengths_B')
 
 def from_config(
   config: ml_collections.ConfigDict,
+  dataset: data.Dataset,
   tokenizer: data.Tokenizer,
-  own_floors: Callable[[data.Dataset], dict[str, float]],
+  own_floors: Callable[[], dict[str, float]],
   build_model: Callable[..., nn.Module] = build.sequence_classifier,
   inputs: tuple[str, ...] = ONE_TEXT,
 ) -> task.Task:
-  """The task `config.task` on its data set, or on the user's own data.
+  """The task `config.task` on a data set.
 
   Args:
     config: the whole config.
+    dataset: the official one, a stand-in, or the user's own.
     tokenizer: of the texts.
-    own_floors: data set -> floors beside that of the majority.
+    own_floors: () -> floors beside that of the majority.
     build_model: (config, vocabulary size, number of classes) -> the network.
     inputs: of the network, as a batch names them.
   """
-  dataset = data.from_config(config.task, config.data)
   model = build_model(config, tokenizer.vocab_size, dataset.num_classes)
-  splits = dataset.splits
 
   def measure_floors() -> dict[str, float]:
+    splits = dataset.splits
     majority = floors.majority(splits['train'], splits['test'])
-    return {'majority': majority, **own_floors(dataset)}
+    return {'majority': majority, **own_floors()}
 
   return make(
     config.task,
@@ -99,10 +100,14 @@ def make(
     values = jax.tree.map(jnp.mean, per_example(logits_BC, batch))
     return values.pop('loss'), values
 
+  def logits(params, batch):
+    return model.apply({'params': params}, *(batch[name] for name in inputs))
+
   def measure(params, batch):
-    arrays = (batch[name] for name in inputs)
-    logits_BC = model.apply({'params': params}, *arrays)
-    return per_example(logits_BC, batch)
+    return per_example(logits(params, batch), batch)
+
+  def predict(params, batch):
+    return jax.nn.softmax(logits(params, batch).astype(jnp.float32))
 
   return task.Task(
     name,
@@ -112,6 +117,7 @@ def make(
     init,
     objective,
     measure,
+    predict,
     measure_floors,
     inputs,
   )

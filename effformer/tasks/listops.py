@@ -7,15 +7,15 @@ from effformer.tasks import classification, floors
 from effformer.tasks.task import Task
 
 
-def make(config: ml_collections.ConfigDict) -> Task:
+def make(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Task:
   """The task on generated ListOps, or on the user's own expressions."""
   tokenizer, max_length = data.ListOpsTokenizer(), config.data.max_length
 
-  def own_floors(dataset: data.Dataset) -> dict[str, float]:
+  def own_floors() -> dict[str, float]:
     train, test = dataset.splits['train'], dataset.splits['test']
     return {
       'root_operator': floors.root_operator(train, test),
       'bag_of_tokens': floors.bag_of_tokens(train, test, tokenizer, max_length),
     }
 
-  return classification.from_config(config, tokenizer, own_floors)
+  return classification.from_config(config, dataset, tokenizer, own_floors)

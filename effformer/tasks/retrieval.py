@@ -8,11 +8,11 @@ from effformer.tasks import classification, floors
 from effformer.tasks.task import Task
 
 
-def make(config: ml_collections.ConfigDict) -> Task:
+def make(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Task:
   """The task on the papers of LRA, or on the user's own pairs."""
   tokenizer, max_length = data.ByteTokenizer(), config.data.max_length
 
-  def own_floors(dataset: data.Dataset) -> dict[str, float]:
+  def own_floors() -> dict[str, float]:
     train, test = dataset.splits['train'], dataset.splits['test']
     return {
       'bags_of_bytes': floors.bags_of_tokens(train, test, tokenizer, max_length)
@@ -20,6 +20,7 @@ def make(config: ml_collections.ConfigDict) -> Task:
 
   return classification.from_config(
     config,
+    dataset,
     tokenizer,
     own_floors,
     build.pair_classifier,

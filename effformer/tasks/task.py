@@ -24,6 +24,8 @@ class Task:
     objective: (params, batch, key, step) -> (loss, values), means over the
       batch; step is the number of training steps so far.
     measure: (params, batch) -> per-example values [B] of an evaluation.
+    predict: (params, batch) -> probabilities of the classes [B, C]; of the
+      batch only the arrays of `inputs` are read.
     floors: () -> name -> accuracy on the test split of trivial models.
     inputs: names in a batch of what the model takes, in order.
     select: the measure whose highest validation value names the best step.
@@ -36,6 +38,7 @@ class Task:
   init: Callable[[jax.Array], Any]
   objective: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
   measure: Callable[[Any, Any], dict[str, jax.Array]]
+  predict: Callable[[Any, Any], jax.Array]
   floors: Callable[[], dict[str, float]]
   inputs: tuple[str, ...] = ('ids_BT', 'lengths_B')
   select: str = 'accuracy'

@@ -7,14 +7,14 @@ from effformer.tasks import classification, floors
 from effformer.tasks.task import Task
 
 
-def make(config: ml_collections.ConfigDict) -> Task:
+def make(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Task:
   """The task on IMDb, or on the user's own labelled text of `config.data`."""
   tokenizer, max_length = data.ByteTokenizer(), config.data.max_length
 
-  def own_floors(dataset: data.Dataset) -> dict[str, float]:
+  def own_floors() -> dict[str, float]:
     train, test = dataset.splits['train'], dataset.splits['test']
     return {
       'bag_of_bytes': floors.bag_of_tokens(train, test, tokenizer, max_length)
     }
 
-  return classification.from_config(config, tokenizer, own_floors)
+  return classification.from_config(config, dataset, tokenizer, own_floors)

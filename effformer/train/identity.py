@@ -54,8 +54,35 @@ def of_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def write_data(folder: pathlib.Path, dataset: Dataset) -> None:
-  """Writes data.json, which `check_data` compares with."""
-  records.write_json(folder / 'data.json', of_data(dataset))
+  """Writes data.json, which `check_data` and `known_data` read."""
+  facts = {**of_data(dataset), 'classes': list(dataset.classes)}
+  records.write_json(folder / 'data.json', facts)
+
+
+def known_data(folder: pathlib.Path, name: str) -> Dataset:
+  """What data.json says of the data of a run; the splits themselves are not
+  there.
+
+  Raises:
+    CheckpointError: it cannot be read, or does not name the classes.
+  """
+  facts = durable.read_json(folder / 'data.json') or {}
+  classes = facts.get('classes')
+  if not classes:
+    raise errors.CheckpointError(
+      f'{folder / "data.json"} does not name the classes of this run.\n'
+      'Start its training again with the same command, which writes them.'
+    )
+  return Dataset(
+    name=name,
+    stand_in=bool(facts.get('stand_in')),
+    origin='the data of the run, not loaded',
+    notes=(),
+    num_classes=len(classes),
+    label_names=tuple(classes),
+    splits={},
+    fingerprints=facts.get('fingerprints', {}),
+  )
 
 
 def check_data(folder: pathlib.Path, dataset: Dataset) -> None:

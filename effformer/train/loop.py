@@ -145,7 +145,7 @@ def _advance(run: Run, current: state.TrainState) -> state.TrainState:
   config = run.config.train
   position = int(current.step)
   pending: collections.deque = collections.deque()
-  batches = _batches(run, position)
+  batches = batches_after(run.config, run.task, run.mesh, position)
   try:
     while True:
       is_last = position == config.num_steps
@@ -203,13 +203,17 @@ def _due(position: int, every: int, is_last: bool) -> bool:
   return is_last or (position > 0 and position % every == 0)
 
 
-def _batches(run: Run, position: int) -> data.Batches:
+def batches_after(
+  config: ml_collections.ConfigDict,
+  task: Task,
+  mesh: jax.sharding.Mesh,
+  position: int,
+) -> data.Batches:
   """This process's rows of the batches of the steps after `position`."""
-  config = run.config
   size = config.train.batch_size
   return data.train_batches(
-    run.task.dataset.splits['train'],
-    run.task.encode,
+    task.dataset.splits['train'],
+    task.encode,
     seed=config.seed,
     batch_size=size,
     max_length=config.data.max_length,
@@ -217,7 +221,7 @@ def _batches(run: Run, position: int) -> data.Batches:
     num_steps=config.train.num_steps,
     num_threads=config.data.num_threads,
     prefetch=config.data.prefetch,
-    rows=sharding.local_rows(run.mesh, size),
+    rows=sharding.local_rows(mesh, size),
   )
 
 

@@ -1,4 +1,7 @@
-"""What one call of the program does: train, eval or dry_run."""
+"""What one call of the program does: train, eval or dry_run.
+
+Beside it: `prediction` and `profile`.
+"""
 
 import contextlib
 import pathlib
@@ -30,7 +33,7 @@ from effformer.train import (
 
 def dry_run(config: ml_collections.ConfigDict, console: screen.Screen) -> None:
   """Builds and compiles everything, trains nothing, writes no run folder."""
-  _, program = _build(config, console)
+  _, program = build(config, console)
   setup.compile_steps(program, console, screen.Clock())
   console.say('dry run: all is well; nothing was trained, no run was written')
 
@@ -42,13 +45,13 @@ def train(
   console: screen.Screen,
 ) -> dict[str, Any]:
   """Trains to the end, tests once, writes and returns result.json."""
-  with _opened(config, path, console) as folder:
+  with opened(config, path, console) as folder:
     done = result.read(folder / 'result.json')
     if done is not None:
       console.say(f'{folder} holds a finished run; its result:')
       console.say(*result.lines(done))
       return done
-    task, program = _build(config, console)
+    task, program = build(config, console)
     _write_identity(folder, config, task)
     run, current = resume(config, task, program, folder, stop, console)
     # A best step beyond the restored state will come again.
@@ -57,7 +60,7 @@ def train(
     run.train_step, run.eval_step = steps.train, steps.evaluate
     with stop.loop():
       current = loop.train(run, current)
-      row, params = _selected(run, current)
+      row, params = selected(run, current)
       console.say(f'testing the parameters of step {row["step"]}')
       test = loop.evaluate(run, params, 'test')
       stop.agree(config.train.num_steps)
@@ -83,16 +86,12 @@ def evaluate(
   Writes eval.json; a checkpoint that proves damaged is set aside, nothing
   else is changed.
   """
-  with _opened(config, path, console, must_exist=True) as folder:
-    task, program = _build(config, console)
+  with opened(config, path, console, must_exist=True) as folder:
+    task, program = build(config, console)
     run, current = resume(
       config, task, program, folder, stop, console, is_writer=False
     )
-    if not run.metrics.rows('validation'):
-      raise errors.CheckpointError(
-        f'{folder} holds no evaluated step.\n'
-        'Train first: the same command with --mode=train.'
-      )
+    require_evaluated(run, folder)
     run.eval_step = setup.compile_steps(
       program, console, run.clock, training=False
     ).evaluate
@@ -100,7 +99,7 @@ def evaluate(
     is_finished = int(current.step) == config.train.num_steps
     splits = ('validation', 'test') if is_finished else ('validation',)
     with stop.loop():
-      row, params = _selected(run, current)
+      row, params = selected(run, current)
       scores = {split: loop.evaluate(run, params, split) for split in splits}
       stop.agree(config.train.num_steps)
     outcome = {'step': row['step'], **scores}
@@ -119,8 +118,17 @@ def evaluate(
     return outcome
 
 
+def require_evaluated(run: loop.Run, folder: pathlib.Path) -> None:
+  """Raises CheckpointError where no step has been evaluated yet."""
+  if not run.metrics.rows('validation'):
+    raise errors.CheckpointError(
+      f'{folder} holds no evaluated step.\n'
+      'Train first: the same command with --mode=train.'
+    )
+
+
 @contextlib.contextmanager
-def _opened(
+def opened(
   config: ml_collections.ConfigDict,
   path: str,
   console: screen.Screen,
@@ -130,7 +138,7 @@ def _opened(
   """The run folder, locked, with a config that fits what it holds."""
   if must_exist and not workdir.has_begun(path):
     raise errors.CheckpointError(
-      f'{path} holds no run to evaluate.\n'
+      f'{path} holds no run.\n'
       'Give the --workdir of a run, or train one with --mode=train.'
     )
   with workdir.open_workdir(path, locked=jax.process_index() == 0) as folder:
@@ -148,10 +156,14 @@ def _opened(
     yield folder
 
 
-def _build(
+def build(
   config: ml_collections.ConfigDict, console: screen.Screen
 ) -> tuple[Task, setup.Program]:
-  """Task and program, introduced on the screen."""
+  """Task and program, introduced on the screen.
+
+  Raises:
+    ConfigError, DataError: they cannot be had.
+  """
   # Before the data: what does not fit the devices must not wait for them.
   setup.check_devices(config)
   task = tasks.make(config)
@@ -243,7 +255,7 @@ def resume(
   return run, restored.state if restored else program.first_state()
 
 
-def _selected(
+def selected(
   run: loop.Run, current: state.TrainState
 ) -> tuple[dict[str, Any], Any]:
   """The validation row and the parameters that `train.select` names."""

@@ -6,8 +6,7 @@ import shutil
 import jax
 import pytest
 
-from effformer import config as config_lib
-from effformer import errors
+from effformer import config_tracked, errors
 from effformer.train import identity, preemption, session
 from tests.train.tiny_run import examples, quiet_screen, tiny_config
 
@@ -51,7 +50,7 @@ def config(files):
 def finished(config, tmp_path_factory):
   """A finished run: folder, result, what was printed, the keys not read."""
   folder = tmp_path_factory.mktemp('run') / 'run'
-  tracked = config_lib.tracked(config)
+  tracked = config_tracked.tracked(config)
   console = quiet_screen()
   result = session.train(tracked, str(folder), preemption.Stop(), console)
   return folder, result, console.console.file.getvalue(), tracked.unread()

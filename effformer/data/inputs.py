@@ -1,0 +1,52 @@
+"""Single examples, as somebody gives them on a command line."""
+
+import pathlib
+
+from effformer.data import catalogue, images
+from effformer.errors import DataError
+
+
+def read_input(name: str, given: str) -> bytes:
+  """The text, or the grey values, of one input of the data set `name`.
+
+  Args:
+    name: a key of `catalogue.KNOWN`.
+    given: for images the path of an image file of the right size; else the text
+      itself, or @FILE for what stands in a file, without its last line end.
+
+  Raises:
+    DataError: it cannot be read, is empty, or is none of this data set.
+  """
+  known = catalogue.KNOWN[name]
+  if known.side:
+    path = pathlib.Path(given).expanduser()
+    try:
+      return images.read_image(path, known.side)
+    except DataError as error:
+      raise DataError(
+        f'--input={given}: {error}.\n'
+        f'Give an image file of {known.side} x {known.side} pixels.'
+      ) from None
+  text = _text(given)
+  if not text:
+    raise DataError(f'--input={given}: empty.\nGive a text, or @FILE.')
+  if known.check_text:
+    try:
+      known.check_text(text)
+    except DataError as error:
+      raise DataError(f'--input={given[:40]}: {error}') from None
+  return text
+
+
+def _text(given: str) -> bytes:
+  if not given.startswith('@'):
+    # What came in as bytes that are no UTF-8 goes out as these bytes.
+    return given.encode('utf-8', 'surrogateescape')
+  try:
+    data = pathlib.Path(given[1:]).expanduser().read_bytes()
+  except OSError as error:
+    raise DataError(
+      f'--input={given}: {error.strerror}.\n'
+      'Give @FILE; a text that starts with @ goes into a file, too.'
+    ) from None
+  return data.removesuffix(b'\n').removesuffix(b'\r')

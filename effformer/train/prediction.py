@@ -1,0 +1,138 @@
+"""--mode=predict: the classes of single examples by a trained run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from effformer import data, errors, tasks
+from effformer.data.dataset import TEXTS, MemorySource
+from effformer.tasks.task import Task
+from effformer.train import (
+  identity,
+  preemption,
+  screen,
+  session,
+  setup,
+  sharding,
+)
+
+
+def predict(
+  config: ml_collections.ConfigDict,
+  path: str,
+  given: Sequence[str],
+  stop: preemption.Stop,
+  console: screen.Screen,
+) -> list[dict[str, Any]]:
+  """Probabilities of the classes, by the parameters that the test is of.
+
+  Needs the run folder only, not its data; one device does it. Nothing is
+  written.
+
+  Args:
+    config: of the run.
+    path: its folder.
+    given: inputs, see `data.read_input`; for pairs two by two.
+    stop, console: as in `session.train`.
+
+  Returns:
+    For each input (or pair) `input`, `tokens` (of each text, those beyond
+    `data.max_length` are not read) and `probabilities`, class -> probability,
+    the most probable first.
+
+  Raises:
+    ConfigError: no input, half a pair, or several processes.
+    DataError: an input cannot be read.
+    CheckpointError: the folder holds no evaluated run.
+  """
+  if jax.process_count() > 1:
+    raise errors.ConfigError('--mode=predict needs one process.\nStart one.')
+  with session.opened(config, path, console, must_exist=True) as folder:
+    task = tasks.make(config, identity.known_data(folder, config.task))
+    examples = _read(task, given)
+    alone = _on_one_device(config)
+    program = setup.build(alone, task, jax.local_devices()[:1])
+    run, current = session.resume(
+      alone, task, program, folder, stop, console, is_writer=False
+    )
+    session.require_evaluated(run, folder)
+    row, params = session.selected(run, current)
+  console.say(f'by the parameters of step {row["step"]}')
+  if task.dataset.stand_in:
+    console.say('trained on a STAND-IN: generated, not the real data')
+  length = config.data.max_length
+  compiled, found = jax.jit(task.predict), []
+  with data.eval_batches(
+    MemorySource(examples),
+    task.encode,
+    batch_size=1,
+    max_length=length,
+    num_threads=0,
+  ) as batches:
+    for example, rows in zip(examples, batches, strict=True):
+      batch = sharding.to_devices(run.mesh, rows, 1)
+      probability_C = np.asarray(compiled(params, batch))[0]
+      found.append(_outcome(task, example, probability_C))
+      console.say(*_lines(found[-1], length))
+  return found
+
+
+def _on_one_device(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict(config)
+  with config.unlocked():
+    config.mesh.data = config.mesh.fsdp = 1
+  return config.lock()
+
+
+def _read(task: Task, given: Sequence[str]) -> list[data.Example]:
+  width = sum(name.endswith('ids_BT') for name in task.inputs)
+  if not given or len(given) % width:
+    raise errors.ConfigError(
+      f'--mode=predict of {task.name} takes {width} --input for each example, '
+      f'but {len(given)} are given.\n'
+      'Write --input once for each text, expression or image file.'
+    )
+  texts = [data.read_input(task.name, word) for word in given]
+  return [
+    {
+      **dict(zip(TEXTS, texts[at : at + width], strict=False)),
+      'label': 0,
+      'id': ' and '.join(given[at : at + width]),
+    }
+    for at in range(0, len(given), width)
+  ]
+
+
+def _outcome(
+  task: Task, example: data.Example, probability_C: np.ndarray
+) -> dict[str, Any]:
+  texts = [example[name] for name in TEXTS if name in example]
+  return {
+    'input': example['id'],
+    # No token is shorter than a byte.
+    'tokens': [len(task.encode(text, len(text))) for text in texts],
+    'probabilities': {
+      task.dataset.classes[c]: float(probability_C[c])
+      for c in np.argsort(-probability_C, kind='stable')
+    },
+  }
+
+
+def _lines(outcome: dict[str, Any], max_length: int) -> list[str]:
+  shown = outcome['input']
+  shown = shown if len(shown) <= 70 else f'{shown[:67]}...'
+  counts = ' and '.join(f'{count:,}' for count in outcome['tokens'])
+  cut = max(outcome['tokens']) > max_length
+  of = f', of which the first {max_length:,} are read' if cut else ''
+  return [
+    f'{shown} ({counts} tokens{of})',
+    *(
+      f'  {100 * probability:6.2f} %  {name}'
+      for name, probability in outcome['probabilities'].items()
+    ),
+  ]
