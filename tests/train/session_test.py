@@ -124,7 +124,7 @@ def test_evaluating_gives_the_scores_of_the_run(config, finished):
 
 
 def test_there_is_nothing_to_evaluate_in_an_empty_folder(config, tmp_path):
-  with pytest.raises(errors.CheckpointError, match='no run to evaluate'):
+  with pytest.raises(errors.CheckpointError, match='holds no run'):
     session.evaluate(config, str(tmp_path), preemption.Stop(), quiet_screen())
 
 
