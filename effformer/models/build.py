@@ -1,20 +1,23 @@
 """From a config to a model: the only place that reads `model.*`, `mixer.*`."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import ml_collections
 
-from effformer import attention
-from effformer.models import classifier, encoder
+from effformer import attention, errors
+from effformer.models import classifier, encoder, predictor
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def layer_configs(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict, *, causal: bool = False
 ) -> tuple[encoder.LayerConfig, ...]:
-  """Broadcasts the facts of `model` and `mixer` and applies `model.layers`."""
+  """Broadcasts the facts of `model` and `mixer` and applies `model.layers`.
+
+  Args:
+    config: the whole config.
+    causal: whether tokens see only themselves and earlier ones.
+  """
   model = config.model
   common = {
     'num_heads': model.num_heads,
@@ -35,11 +38,11 @@ def layer_configs(
       known = attention.settings(member)
       own = {k: v for k, v in config.mixer.items() if k in known}
       settings = {**own, **override}
-    result.append(_layer_config(config, facts, settings))
+    result.append(_layer_config(config, facts, settings, causal))
   return tuple(result)
 
 
-def _layer_config(config, facts: dict[str, Any], settings: dict[str, Any]):
+def _layer_config(config, facts, settings, causal):
   model = config.model
   known = attention.settings(facts['mixer'])
   qkv_width = model.qkv_width or model.width
@@ -53,6 +56,14 @@ def _layer_config(config, facts: dict[str, Any], settings: dict[str, Any]):
     ),
   }
   settings |= {name: common[name] for name in common if name in known}
+  if causal:
+    if not attention.TABLE[facts['mixer']].supports.causal:
+      raise errors.ConfigError(
+        f'{facts["mixer"]} is not defined for causal models.\n'
+        f'Those that are: {", ".join(causal_mechanisms())}.'
+      )
+    if 'causal' in known:
+      settings['causal'] = True
   return encoder.LayerConfig(
     mixer=facts['mixer'],
     settings=tuple(sorted(settings.items())),
@@ -61,14 +72,22 @@ def _layer_config(config, facts: dict[str, Any], settings: dict[str, Any]):
     conv_width=model.conv_width,
     mlp_chunk=model.mlp_chunk,
     share=facts['share'],
+    causal=causal,
   )
+
+
+def causal_mechanisms() -> list[str]:
+  """The rows of the table of mechanisms that can be causal."""
+  return [name for name, row in attention.TABLE.items() if row.supports.causal]
 
 
 def sequence_classifier(
   config: ml_collections.ConfigDict, vocabulary_size: int, num_classes: int
 ) -> classifier.Classifier:
   """The classifier that `config` describes."""
-  return classifier.Classifier(**_fields(config, vocabulary_size, num_classes))
+  return classifier.Classifier(
+    **_trunk(config, vocabulary_size), **_head(config, num_classes)
+  )
 
 
 def pair_classifier(
@@ -77,22 +96,32 @@ def pair_classifier(
   """The classifier of pairs that `config` describes."""
   return classifier.PairClassifier(
     pair_head=config.model.pair_head,
-    **_fields(config, vocabulary_size, num_classes),
+    **_trunk(config, vocabulary_size),
+    **_head(config, num_classes),
   )
 
 
-def _fields(config, vocabulary_size, num_classes):
+def token_predictor(
+  config: ml_collections.ConfigDict, vocabulary_size: int, *, causal: bool
+) -> predictor.Predictor:
+  """The predictor of tokens on the trunk that `config` describes."""
+  return predictor.Predictor(**_trunk(config, vocabulary_size, causal=causal))
+
+
+def _head(config, num_classes):
+  return dict(num_classes=num_classes, head_width=config.model.head_width)
+
+
+def _trunk(config, vocabulary_size, *, causal=False):
   model = config.model
   return dict(
     vocabulary_size=vocabulary_size,
-    num_classes=num_classes,
     width=model.width,
-    layers=layer_configs(config),
+    layers=layer_configs(config, causal=causal),
     max_length=config.data.max_length,
     front_end=model.front_end,
     position='none' if model.position == 'rotary' else model.position,
     pooling=model.pooling,
-    head_width=model.head_width,
     norm_order=model.norm_order,
     dropout=model.dropout,
     dtype=DTYPES[model.dtype],

@@ -5,7 +5,6 @@ parameters of layer i stand at `layer_i` (of a share group at `shared_NAME`),
 whatever runs around them, so that tools can take a model apart.
 """
 
-import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -14,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from effformer import attention, shapes
-from effformer.models import layers, reversible
+from effformer import shapes
+from effformer.models import reversible
+from effformer.models.block import Block, LayerConfig, State
 
 # A run of at least so many equal layers is compiled once and scanned. Below,
 # unrolling is faster to run and about as fast to compile.
@@ -24,103 +24,6 @@ SCAN_FROM = 3
 # As of the embedding of ids. Not 0: without positions, extra tokens that start
 # alike would stay alike.
 EXTRA_STDDEV = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerConfig:
-  """What one block is.
-
-  Attributes:
-    mixer: row of `attention.TABLE`.
-    settings: settings of the mixer, as sorted (name, value) pairs.
-    mlp_width: F of the feed-forward part.
-    activation: key of `layers.ACTIVATIONS`.
-    conv_width: taps of the depthwise convolution before the mixer, 0 = none.
-    mlp_chunk: tokens of a row that the feed-forward part works on together,
-      0 = all; see `layers.FeedForward`.
-    share: blocks with the same non-empty group have the same parameters.
-  """
-
-  mixer: str
-  settings: tuple[tuple[str, Any], ...]
-  mlp_width: int
-  activation: str = 'gelu'
-  conv_width: int = 0
-  mlp_chunk: int = 0
-  share: str = ''
-
-
-class Block(nn.Module):
-  """Mixer and feed-forward part, each with norm, dropout and residual.
-
-  Pre-LN (`x + f(LN(x))`, Xiong et al. 2020) or post-LN (`LN(x + f(x))`,
-  Vaswani et al. 2017).
-  """
-
-  layer: LayerConfig
-  norm_order: str = 'pre'
-  dropout: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self,
-    x_BTD: jax.Array,
-    *,
-    tokens: shapes.Tokens,
-    deterministic: bool,
-    branch: str = '',
-  ) -> jax.Array:
-    """The output; with `branch` only what this adds to the residual stream.
-
-    Branches, of pre-LN only, are 'mixer', with the convolution, and 'mlp'.
-    """
-    layer = self.layer
-    mixer = attention.build(
-      layer.mixer,
-      module_name='mixer',
-      dtype=self.dtype,
-      **dict(layer.settings),
-    )
-    feed_forward = layers.FeedForward(
-      layer.mlp_width,
-      activation=layer.activation,
-      dropout=self.dropout,
-      chunk=layer.mlp_chunk,
-      dtype=self.dtype,
-      name='mlp',
-    )
-    before_BTD = x_BTD
-    if layer.conv_width and branch != 'mlp':
-      # On the residual stream: what it gathers reaches the layers above even
-      # where the mixer averages it away.
-      x_BTD = layers.DepthwiseConvolution(
-        layer.conv_width, dtype=self.dtype, name='conv'
-      )(x_BTD, tokens)
-    if branch != 'mlp':
-      x_BTD = self._residual(
-        'norm_mixer',
-        lambda h_BTD: mixer(h_BTD, tokens=tokens, deterministic=deterministic),
-        x_BTD,
-        deterministic,
-      )
-    if branch != 'mixer':
-      x_BTD = self._residual(
-        'norm_mlp',
-        lambda h_BTD: feed_forward(h_BTD, deterministic=deterministic),
-        x_BTD,
-        deterministic,
-      )
-    return x_BTD - before_BTD if branch else x_BTD
-
-  def _residual(self, name, function, x_BTD, deterministic):
-    norm = nn.LayerNorm(dtype=self.dtype, name=name)
-    drop = nn.Dropout(self.dropout)
-    if self.norm_order == 'pre':
-      update_BTD = function(norm(x_BTD))
-      return x_BTD + drop(update_BTD, deterministic=deterministic)
-    update_BTD = function(x_BTD)
-    return norm(x_BTD + drop(update_BTD, deterministic=deterministic))
 
 
 class Encoder(nn.Module):
@@ -167,7 +70,6 @@ class Encoder(nn.Module):
         f'{self.norm_order!r} and remat={self.remat}'
       )
 
-  @nn.compact
   def __call__(
     self,
     x_BTD: jax.Array,
@@ -175,18 +77,68 @@ class Encoder(nn.Module):
     tokens: shapes.Tokens,
     deterministic: bool = True,
   ) -> jax.Array:
+    """All tokens at once."""
+    return self._run(x_BTD, tokens, deterministic, None)[0]
+
+  def extend(
+    self, x_BTD: jax.Array, state: State, *, tokens: shapes.Tokens
+  ) -> tuple[jax.Array, State]:
+    """Further tokens of a stream, see `contract.Mixer.extend`; no dropout.
+
+    Raises:
+      NotImplementedError: with extra tokens, or for mixers without streams.
+    """
     if self.extra_tokens:
-      x_BTD, tokens = self._with_extra_tokens(x_BTD, tokens)
-    names = [
+      raise NotImplementedError(
+        f'an encoder with extra_tokens={self.extra_tokens} does not support '
+        'streaming'
+      )
+    return self._run(x_BTD, tokens, True, state)
+
+  @nn.nowrap
+  def init_state(
+    self, params: Any, batch_size: int, max_length: int, width: int
+  ) -> State:
+    """The state of a stream before its first token.
+
+    Args:
+      params: of this encoder.
+      batch_size: B, rows.
+      max_length: real tokens of a row that the state must have room for.
+      width: D.
+    """
+    result = []
+    for run in _runs(self.layers, self._names()):
+      states = [
+        self._block(self.layers[index]).init_state(
+          params[name], batch_size, max_length, width
+        )
+        for name, index in zip(run.names, run.indices, strict=True)
+      ]
+      if run.is_scanned:
+        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+      result.append(states)
+    return tuple(result)
+
+  @nn.nowrap
+  def _names(self):
+    return [
       f'shared_{layer.share}' if layer.share else f'layer_{index}'
       for index, layer in enumerate(self.layers)
     ]
-    blocks, params = {}, {}
+
+  @nn.nowrap
+  def _block(self, layer):
+    return Block(layer, self.norm_order, self.dropout, self.dtype, parent=None)
+
+  @nn.compact
+  def _run(self, x_BTD, tokens, deterministic, state):
+    if self.extra_tokens:
+      x_BTD, tokens = self._with_extra_tokens(x_BTD, tokens)
+    names, blocks, params = self._names(), {}, {}
     for name, layer in zip(names, self.layers, strict=True):
       if name not in blocks:
-        blocks[name] = Block(
-          layer, self.norm_order, self.dropout, self.dtype, parent=None
-        )
+        blocks[name] = self._block(layer)
         params[name] = self._block_params(name, blocks[name], x_BTD, tokens)
       elif blocks[name].layer != layer:
         raise ValueError(
@@ -195,7 +147,7 @@ class Encoder(nn.Module):
         )
     key = None if deterministic else self.make_rng('dropout')
 
-    def apply(name, block_params, context, index, x_BTD, branch=''):
+    def apply(name, block_params, context, index, x_BTD, state, branch=''):
       tokens, key = context
       rngs = None
       if key is not None:
@@ -209,22 +161,27 @@ class Encoder(nn.Module):
         tokens=tokens,
         deterministic=deterministic,
         branch=branch,
+        state=state,
         rngs=rngs,
       )
 
-    runs = _runs(self.layers, names)
-    if self.reversible:
-      x_BTD = _apply_reversible(apply, runs, params, (tokens, key), x_BTD)
+    runs, context = _runs(self.layers, names), (tokens, key)
+    if self.reversible and state is None:
+      x_BTD = _apply_reversible(apply, runs, params, context, x_BTD)
+    elif self.reversible:
+      pair = (x_BTD.astype(jnp.float32),) * 2
+      step = functools.partial(_reversible_step, apply)
+      pair, state = _apply_runs(step, runs, params, context, pair, state)
+      x_BTD = (pair[0] + pair[1]) / 2
     else:
       if self.remat:
         apply = jax.checkpoint(apply, static_argnums=0)
-      for run in runs:
-        x_BTD = _apply_run(apply, run, params, (tokens, key), x_BTD)
+      x_BTD, state = _apply_runs(apply, runs, params, context, x_BTD, state)
     if self.extra_tokens:
       x_BTD = x_BTD[:, self.extra_tokens :]
     if self.norm_order == 'pre':
       x_BTD = nn.LayerNorm(dtype=self.dtype, name='norm_out')(x_BTD)
-    return x_BTD
+    return x_BTD, state
 
   def _with_extra_tokens(self, x_BTD, tokens):
     if tokens.is_packed:
@@ -264,29 +221,54 @@ def _runs(layers, names):
   return tuple(result)
 
 
-def _apply_run(apply, run, params, context, x_BTD):
+def _apply_runs(apply, runs, params, context, x, state):
+  """What comes out of the last layer, and the state after it."""
+  after = []
+  for run, own in zip(runs, state or (None,) * len(runs), strict=True):
+    x, own = _apply_run(apply, run, params, context, x, own)
+    after.append(own)
+  return x, None if state is None else tuple(after)
+
+
+def _apply_run(apply, run, params, context, x, state):
   if not run.is_scanned:
-    for name, index in zip(run.names, run.indices, strict=True):
-      x_BTD = apply(name, params[name], context, index, x_BTD)
-    return x_BTD
+    after = []
+    states = state or (None,) * len(run.names)
+    for name, index, own in zip(run.names, run.indices, states, strict=True):
+      x, own = apply(name, params[name], context, index, x, own)
+      after.append(own)
+    return x, after
   name = run.names[0]
   shared, stacked = reversible.split(run, params)
 
-  def body(x_BTD, element):
-    own, index = element
+  def body(x, element):
+    own, index, state = element
     block_params = shared if own is None else own
-    return apply(name, block_params, context, index, x_BTD), None
+    return apply(name, block_params, context, index, x, state)
 
-  elements = stacked, jnp.asarray(run.indices)
-  return jax.lax.scan(body, x_BTD, elements)[0]
+  return jax.lax.scan(body, x, (stacked, jnp.asarray(run.indices), state))
+
+
+def _reversible_step(apply, name, block_params, context, index, pair, state):
+  """One layer on further tokens, as `reversible.stack` has it."""
+  x1, x2 = pair
+  call = functools.partial(apply, name, block_params, context, index)
+  added, state = call(x2, state, branch='mixer')
+  y1 = x1 + added
+  added, _ = call(y1, None, branch='mlp')
+  return (y1, x2 + added), state
 
 
 def _apply_reversible(apply, runs, params, context, x_BTD):
   # In a lower type, inputs made from outputs would be others than they were.
   x_BTD = x_BTD.astype(jnp.float32)
+  mixer, mlp = (
+    lambda *arguments, branch=branch: apply(*arguments, None, branch=branch)[0]
+    for branch in ('mixer', 'mlp')
+  )
   pair = reversible.stack(
-    functools.partial(apply, branch='mixer'),
-    functools.partial(apply, branch='mlp'),
+    mixer,
+    mlp,
     runs,
     params,
     (x_BTD, x_BTD),

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from effformer import shapes
+from effformer.attention import contract
+from effformer.attention.primitives import short_conv
 
 ACTIVATIONS = {
   # LRA's jax code uses the tanh form of GELU (Hendrycks & Gimpel 2016).
@@ -42,19 +44,40 @@ class DepthwiseConvolution(nn.Module):
 
   Attributes:
     taps: window size in tokens, odd.
+    causal: only offsets o <= 0. The parameters stay the same, so that those of
+      a causal model serve one that sees both ways; the other taps rest.
     dtype: compute dtype.
   """
 
   taps: int
+  causal: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, tokens: shapes.Tokens) -> jax.Array:
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    tokens: shapes.Tokens,
+    state: short_conv.Tail | None = None,
+  ) -> tuple[jax.Array, short_conv.Tail | None]:
+    """The output and, where causal and given a state, the state after it.
+
+    The state holds the last real tokens of each row (`init_state`).
+    """
     taps, reach = self.taps, self.taps // 2
     # Variance 1/W: the sum over the window keeps the scale of its input.
     filter_WD = self.param(
       'filter', nn.initializers.normal(taps**-0.5), (taps, x_BTD.shape[-1])
     ).astype(self.dtype)
+    if self.causal:
+      past_WD = filter_WD[: reach + 1][::-1]
+      if state is None:
+        y_BTD = short_conv.batch(x_BTD, past_WD, tokens.segment_BT)
+      else:
+        y_BTD, state = jax.vmap(short_conv.stream, (0, None, 0, 0))(
+          x_BTD, past_WD, tokens.segment_BT, state
+        )
+      return x_BTD + y_BTD, state
     num_tokens = x_BTD.shape[1]
     pad = ((0, 0), (reach, reach))
     padded_BSD = jnp.pad(x_BTD, (*pad, (0, 0)))
@@ -65,7 +88,15 @@ class DepthwiseConvolution(nn.Module):
       neighbour_BTD = padded_BSD[:, tap : tap + num_tokens]
       kept_BTD = jnp.where(same_BT[..., None], neighbour_BTD, 0)
       y_BTD = y_BTD + kept_BTD * filter_WD[None, None, tap]
-    return y_BTD
+    return y_BTD, None
+
+  @nn.nowrap
+  def init_state(
+    self, batch_size: int, width: int, dtype: jnp.dtype = jnp.float32
+  ) -> short_conv.Tail:
+    """The state before the first token."""
+    tail = short_conv.empty(self.taps // 2 + 1, width, dtype)
+    return contract.repeated(tail, batch_size)
 
 
 class FeedForward(nn.Module):

@@ -88,7 +88,7 @@ def test_hybrids_apply_their_layers_in_order():
     expected_BTD = jax.jit(
       lambda p, x, block=block: block.apply(
         {'params': p}, x, tokens=TOKENS, deterministic=True
-      )
+      )[0]
     )(block_params, expected_BTD)
   actual_BTD = jitted(encoder.Encoder(kinds))(params, X_BTD)
   mean_BT1 = expected_BTD.mean(axis=-1, keepdims=True)
@@ -234,7 +234,9 @@ def test_convolution_is_the_sum_over_neighbours():
   expected_BTD = x_BTD + x_BTD * filter_WD[1]
   expected_BTD[:, 1:] += x_BTD[:, :-1] * filter_WD[0]
   expected_BTD[:, :-1] += x_BTD[:, 1:] * filter_WD[2]
-  y_BTD = np.asarray(jax.jit(conv.apply)(params, X_BTD, TOKENS))
+  y_BTD, _ = jax.tree.map(
+    np.asarray, jax.jit(conv.apply)(params, X_BTD, TOKENS)
+  )
   keep_BT = np.asarray(TOKENS.keep_BT)
   np.testing.assert_allclose(
     y_BTD[keep_BT], expected_BTD[keep_BT], rtol=1e-5, atol=1e-6
@@ -249,7 +251,7 @@ def test_convolution_stays_within_a_packed_segment():
   conv = layers.DepthwiseConvolution(5)
   params, apply = random_variables(conv, X_BTD, tokens), jax.jit(conv.apply)
   moved_BTD = X_BTD + 9 * (np.arange(T) >= 3)[None, :, None]
-  y_BTD, other_BTD = (apply(params, x, tokens) for x in (X_BTD, moved_BTD))
+  y_BTD, other_BTD = (apply(params, x, tokens)[0] for x in (X_BTD, moved_BTD))
   np.testing.assert_array_equal(y_BTD[:, :3], other_BTD[:, :3])
   assert np.abs(y_BTD[:, 3:6] - other_BTD[:, 3:6]).max() > 1
 

@@ -133,7 +133,13 @@ def test_heads_see_the_row_and_its_own_positions(pooling):
   params, apply = model_of((), pooling=pooling, position='learned')
   assert params['positions'].shape == (9 + (pooling == 'cls'), D)
   plain = classifier.Classifier(
-    11, 5, D, (), 9, pooling=pooling, position='learned'
+    vocabulary_size=11,
+    num_classes=5,
+    width=D,
+    layers=(),
+    max_length=9,
+    pooling=pooling,
+    position='learned',
   )
   logits_BC = apply(params, IDS_BT, LENGTHS_B)
   own = {**params, 'encoder': {'norm_out': params['encoder']['norm_out']}}

@@ -51,7 +51,7 @@ def test_streams_follow_the_formula():
       return encoder.Block(kind).apply(
         {'params': block_params}, x_BTD, tokens=TOKENS, deterministic=True,
         branch=name,
-      )  # fmt: skip
+      )[0]  # fmt: skip
 
     # Both branches, one upon the other, are the block without reversal.
     half_BTD = X_BTD + branch(X_BTD, 'mixer')

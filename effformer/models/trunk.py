@@ -1,0 +1,166 @@
+"""Token ids to vectors of tokens: front end, positions, encoder."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from effformer import shapes
+from effformer.models import encoder
+from effformer.models.layers import sinusoidal_positions
+
+# LRA's learned position table starts this small (common_layers.py).
+LEARNED_POSITION_STDDEV = 0.02
+
+
+class Stream(NamedTuple):
+  """What has been read of each row.
+
+  Attributes:
+    layers: the state of the encoder.
+    count_B: int32, tokens so far, the front vector among them.
+  """
+
+  layers: encoder.State
+  count_B: jax.Array
+
+
+class Trunk(nn.Module):
+  """What classifiers and predictors of tokens have in common.
+
+  `y = encoder(f(ids) + P)`, where f looks up an embedding E, or maps ids that
+  are quantities, such as grey values, to u w + b with
+  u = 2 (id - 1) / (Y - 2) - 1 from -1 to 1. Id 0 is padding; rows are
+  right-padded to a common length and masked everywhere: neither the number nor
+  the content of padding changes what comes out at a real token.
+
+  Attributes:
+    vocabulary_size: Y, padding included.
+    width: D.
+    layers: one `LayerConfig` a block.
+    max_length: longest row in tokens, the CLS token not counted.
+    front_end: 'embedding', or 'continuous' for ids that are quantities.
+    position: 'none', 'sinusoidal' or 'learned'; rotary positions are a setting
+      of the mixers.
+    pooling: 'cls' puts a learned vector before each row; see the heads.
+    norm_order, dropout, dtype, remat, reversible, extra_tokens: see
+      `encoder.Encoder`. Extra tokens stand before the CLS token; they are
+      neither counted in `max_length` nor among what comes out.
+  """
+
+  vocabulary_size: int
+  width: int
+  layers: tuple[encoder.LayerConfig, ...]
+  max_length: int
+  front_end: str = 'embedding'
+  position: str = 'none'
+  pooling: str = 'mean'
+  norm_order: str = 'pre'
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+  reversible: bool = False
+  extra_tokens: int = 0
+
+  @property
+  def has_front(self) -> bool:
+    """Whether a learned vector stands before each row."""
+    return self.pooling == 'cls'
+
+  @nn.nowrap
+  def _tokens(
+    self,
+    ids_BT,
+    lengths_B,
+    deterministic=True,
+    step=None,
+    hidden_BT=None,
+    stream=None,
+    has_front=None,
+  ):
+    """Vectors of the tokens, which of them are real, and the stream after them.
+
+    Args:
+      ids_BT, lengths_B, deterministic, step: see `Classifier`.
+      hidden_BT: at which tokens a learned vector takes the place of f(ids).
+      stream: what was read before, where these are further tokens.
+      has_front: whether the front vector comes first; None for `pooling`.
+    """
+    if ids_BT.shape[1] > self.max_length:
+      raise ValueError(
+        f'rows of {ids_BT.shape[1]} tokens, but max_length={self.max_length}'
+      )
+    x_BTD = self._front_end(ids_BT)
+    if hidden_BT is not None:
+      mask_D = self.param('mask', nn.initializers.normal(1.0), (self.width,))
+      x_BTD = jnp.where(
+        hidden_BT[..., None], mask_D.astype(self.dtype)[None, None], x_BTD
+      )
+    if self.has_front if has_front is None else has_front:
+      x_BTD = jnp.concatenate([self._front(x_BTD.shape[0]), x_BTD], axis=1)
+      lengths_B = lengths_B + 1
+    tokens = shapes.Tokens.from_lengths(lengths_B, x_BTD.shape[1])
+    tokens = tokens.replace(step=step)
+    if stream is not None:
+      position_BT = tokens.position_BT + stream.count_B[:, None]
+      tokens = tokens.replace(position_BT=position_BT)
+    x_BTD = self._add_positions(x_BTD, tokens)
+    x_BTD = nn.Dropout(self.dropout)(x_BTD, deterministic=deterministic)
+    layers = self._encoder()
+    if stream is None:
+      y_BTD = layers(x_BTD, tokens=tokens, deterministic=deterministic)
+    else:
+      y_BTD, state = layers.extend(x_BTD, stream.layers, tokens=tokens)
+      stream = Stream(state, stream.count_B + lengths_B)
+    return y_BTD, tokens, stream
+
+  @nn.nowrap
+  def _encoder(self):
+    return encoder.Encoder(
+      self.layers,
+      norm_order=self.norm_order,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      remat=self.remat,
+      reversible=self.reversible,
+      extra_tokens=self.extra_tokens,
+      name='encoder',
+    )
+
+  @nn.nowrap
+  def _front(self, batch_size):
+    cls_D = self.param('cls', nn.initializers.zeros, (self.width,))
+    return jnp.broadcast_to(
+      cls_D.astype(self.dtype), (batch_size, 1, self.width)
+    )
+
+  @nn.nowrap
+  def _front_end(self, ids_BT):
+    if self.front_end == 'continuous':
+      u_BT = 2 * (ids_BT - 1) / (self.vocabulary_size - 2) - 1
+      return nn.Dense(self.width, dtype=self.dtype, name='values')(
+        u_BT[..., None].astype(self.dtype)
+      )
+    return nn.Embed(
+      self.vocabulary_size,
+      self.width,
+      embedding_init=nn.initializers.normal(1.0),
+      dtype=self.dtype,
+      name='embedding',
+    )(ids_BT)
+
+  @nn.nowrap
+  def _add_positions(self, x_BTD, tokens):
+    if self.position == 'none':
+      return x_BTD
+    if self.position == 'sinusoidal':
+      position_BTD = sinusoidal_positions(tokens.position_BT, self.width)
+    else:
+      table_SD = self.param(
+        'positions',
+        nn.initializers.normal(LEARNED_POSITION_STDDEV),
+        (self.max_length + self.has_front, self.width),
+      )
+      position_BTD = table_SD[tokens.position_BT]
+    return x_BTD + position_BTD.astype(self.dtype)
