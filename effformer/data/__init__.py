@@ -14,10 +14,16 @@ from effformer.data.pipeline import (
   eval_batches,
   train_batches,
 )
-from effformer.data.tokenizers import ByteTokenizer, ListOpsTokenizer, Tokenizer
+from effformer.data.tokenizers import (
+  PADDING,
+  ByteTokenizer,
+  ListOpsTokenizer,
+  Tokenizer,
+)
 
 __all__ = [
   'KNOWN',
+  'PADDING',
   'SPLITS',
   'Batch',
   'Batches',

@@ -40,7 +40,7 @@ class Known:
   Attributes:
     builder: prepares the real data.
     origin: what they are, for the screen.
-    num_classes: number of labels.
+    num_classes: number of labels; 1 where they count for nothing.
     label_names: names of the labels, or ().
     stand_in: builder of a generated stand-in, or None.
     archive: the official archive, or None.
@@ -88,6 +88,15 @@ KNOWN = {
     stand_in=builders.EffformerTextStandIn,
     archive=imdb.ARCHIVE,
     counts={'test': 2 * imdb.PER_CLASS},
+  ),
+  'language': Known(
+    builder=builders.EffformerText,
+    origin='IMDb reviews (Maas et al., 2011) as bytes, labels not used',
+    num_classes=1,
+    stand_in=builders.EffformerTextStandIn,
+    archive=imdb.ARCHIVE,
+    counts={'test': 2 * imdb.PER_CLASS},
+    read_rows=rows.of_plain_texts,
   ),
   'image': Known(
     builder=builders.EffformerImage,
@@ -176,6 +185,7 @@ def load(
       max_bad_fraction=max_bad_fraction,
       check_text=known.check_text,
       read_rows=read_rows(documents) if known.has_documents else read_rows,
+      has_labels=known.num_classes > 1,
     )
   else:
     builder, is_stand_in = obtain(name, data_folder(directory), stand_in)

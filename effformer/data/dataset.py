@@ -104,6 +104,35 @@ class Subset:
     return read(self._source, [int(self._indices_N[i]) for i in indices])
 
 
+class Windows:
+  """The texts of `source`, cut into pieces of at most `size` bytes, in order.
+
+  Piece i is found by the lengths of the texts, which are read once.
+  """
+
+  def __init__(self, source: Source, size: int):
+    self._source, self._size = source, size
+    lengths = [len(example['text']) for example in read_all(source)]
+    pieces_N = -(-np.asarray(lengths, np.int64) // size)
+    self._ends_N = np.cumsum(pieces_N)
+
+  def __len__(self) -> int:
+    return int(self._ends_N[-1]) if len(self._ends_N) else 0
+
+  def __getitem__(self, index: int) -> Example:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    number = int(np.searchsorted(self._ends_N, index, side='right'))
+    first = int(self._ends_N[number - 1]) if number else 0
+    start = (index - first) * self._size
+    example = self._source[number]
+    return {
+      **example,
+      'text': example['text'][start : start + self._size],
+      'id': f'{example["id"]}+{start}',
+    }
+
+
 def read(source: Source, indices: Sequence[int]) -> list[Example]:
   """The examples at `indices`, in bulk where the source can."""
   if hasattr(source, '__getitems__'):

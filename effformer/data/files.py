@@ -59,6 +59,7 @@ def load_files(
   max_bad_fraction: float = 0.0,
   check_text: CheckText | None = None,
   read_rows: ReadRows = of_texts,
+  has_labels: bool = True,
 ) -> Dataset:
   """The data set of the user's own files.
 
@@ -70,6 +71,7 @@ def load_files(
     check_text: raises DataError for a text that the task cannot read; such a
       row is bad.
     read_rows: (path, split) -> rows in order, see `rows` and `image_rows`.
+    has_labels: False where all labels are 0.
 
   Raises:
     ConfigError: train is missing, or a file is of an unknown kind.
@@ -91,7 +93,9 @@ def load_files(
   # Rows that cannot be read are told first; strange labels may follow from
   # them.
   _judge(files['train'], max_bad_fraction)
-  kind, names = _label_names(files['train'])
+  kind, names = int, [0]
+  if has_labels:
+    kind, names = _label_names(files['train'])
   numbers = {label: number for number, label in enumerate(names)}
   notes, splits = [], {}
   for split, file in files.items():

@@ -21,6 +21,9 @@ from collections.abc import Iterator
 
 from effformer.errors import ConfigError, DataError
 
+# What a plain text file is cut into: long beside what a model reads at once,
+# short enough that a few files give splits.
+PLAIN_BYTES = 1 << 14
 _MAX_ROW_BYTES = 16 << 20
 _INTEGER = re.compile(r'-?\d{1,9}')
 
@@ -55,11 +58,25 @@ class Lines:
     self.kind = ''.join((suffixes[:-1] if self._is_gzip else suffixes)[-1:])
 
   def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
+    return self._read(_lines)
+
+  def pieces(self, size: int) -> Iterator[bytes]:
+    """The file in pieces of `size` bytes, the last one shorter."""
+
+    def cut(stream):
+      number = 0
+      while piece := stream.read(size):
+        number += 1
+        yield number, piece
+
+    return (piece for _, piece in self._read(cut))
+
+  def _read(self, cut):
     number = 0
     try:
       with self._open() as stream:
-        for number, line in _lines(stream):
-          yield number, line
+        for number, part in cut(stream):
+          yield number, part
     except FileNotFoundError:
       raise missing(self.path) from None
     except IsADirectoryError:
@@ -76,8 +93,12 @@ class Lines:
     return gzip.open(self.path) if self._is_gzip else open(self.path, 'rb')
 
 
-def of_texts(path: pathlib.Path, split: str) -> Iterator[Row]:
+def of_texts(
+  path: pathlib.Path, split: str, *, needs_label: bool = True
+) -> Iterator[Row]:
   """All rows of a file, good and bad ones, in order; the split is not needed.
+
+  Without `needs_label` all labels are 0, whatever the file says.
 
   Raises:
     ConfigError: neither jsonl nor tsv by its name.
@@ -86,11 +107,25 @@ def of_texts(path: pathlib.Path, split: str) -> Iterator[Row]:
   del split
   lines = Lines(path)
   if lines.kind not in _READERS:
+    more = '' if needs_label else ', .txt'
     raise ConfigError(
       f'unknown kind of file: {path}\n'
-      'Own data end in .jsonl, .tsv, .jsonl.gz or .tsv.gz.'
+      f'Own data end in .jsonl, .tsv{more}, or these with .gz.'
     )
-  yield from _READERS[lines.kind](path, iter(lines))
+  yield from _READERS[lines.kind](path, iter(lines), needs_label)
+
+
+def of_plain_texts(path: pathlib.Path, split: str) -> Iterator[Row]:
+  """As `of_texts`, but labels need not be there and count for nothing.
+
+  A .txt file (also .gz), of any bytes, is rows of PLAIN_BYTES each.
+  """
+  lines = Lines(path)
+  if lines.kind != '.txt':
+    yield from of_texts(path, split, needs_label=False)
+    return
+  for number, piece in enumerate(lines.pieces(PLAIN_BYTES), 1):
+    yield Row(number, piece)
 
 
 def missing(path: pathlib.Path) -> DataError:
@@ -127,15 +162,15 @@ def decode(line: bytes | None) -> str:
     raise ValueError(f'not UTF-8 (byte {error.start + 1})') from None
 
 
-def _jsonl_rows(path, lines) -> Iterator[Row]:
+def _jsonl_rows(path, lines, needs_label=True) -> Iterator[Row]:
   for number, line in lines:
     try:
-      yield json_row(number, decode(line))
+      yield json_row(number, decode(line), needs_label)
     except ValueError as error:
       yield Row(number, reason=str(error))
 
 
-def json_row(number: int, line: str) -> Row:
+def json_row(number: int, line: str, needs_label: bool = True) -> Row:
   """The row of a JSON object; ValueError says why it is a bad one."""
   try:
     fields = json.loads(line)
@@ -143,7 +178,7 @@ def json_row(number: int, line: str) -> Row:
     raise ValueError('not JSON') from None
   if not isinstance(fields, dict):
     raise ValueError('not a JSON object')
-  label = fields.get('label')
+  label = fields.get('label') if needs_label else 0
   if label is None or label == '':
     raise ValueError('no label')
   if isinstance(label, bool) or not isinstance(label, int | str):
@@ -153,14 +188,15 @@ def json_row(number: int, line: str) -> Row:
   return Row(number, text_bytes(fields.get('text')), label, name)
 
 
-def _tsv_rows(path, lines) -> Iterator[Row]:
+def _tsv_rows(path, lines, needs_label=True) -> Iterator[Row]:
   _, header = next(lines, (1, b''))
+  needed = ('text', 'label') if needs_label else ('text',)
   try:
     columns = decode(header).split('\t')
-    places = [columns.index(name) for name in ('text', 'label')]
+    places = [columns.index(name) for name in needed]
   except ValueError:
     raise DataError(
-      f'{path}:1 is no header line with the columns text and label.\n'
+      f'{path}:1 is no header line with the column(s) {" and ".join(needed)}.\n'
       'Put their names into the first line, with a tab between them.'
     ) from None
   for number, line in lines:
@@ -168,7 +204,9 @@ def _tsv_rows(path, lines) -> Iterator[Row]:
       fields = decode(line).split('\t')
       if len(fields) != len(columns):
         raise ValueError(f'{len(fields)} columns, not {len(columns)}')
-      text, label = (fields[place] for place in places)
+      text, label = fields[places[0]], '0'
+      if needs_label:
+        label = fields[places[1]]
       if not label:
         raise ValueError('no label')
       is_integer = _INTEGER.fullmatch(label)

@@ -186,9 +186,7 @@ def test_from_config_passes_every_key(listops_folder):
 
 
 def test_unknown_name():
-  with pytest.raises(
-    ConfigError, match=r'image, listops, pathfinder128, .*, text'
-  ):
+  with pytest.raises(ConfigError, match=r'image, language, listops, .*, text'):
     data.load('imdb')
 
 
