@@ -150,6 +150,9 @@ WITHOUT_ROTARY = {
   'mamba2': 'sinusoidal',
 }
 
+# Mechanisms that are not defined where a token sees earlier ones only.
+WITHOUT_CAUSAL = ('linformer', 'bigbird', 'nystromformer', 'fnet')
+
 # Allowed values of text settings. One name means the same in all mechanisms.
 MIXER_CHOICES = {
   'mixer.form': ('dense', 'chunked', 'fused'),

@@ -19,18 +19,9 @@ from typing import Any
 import ml_collections
 
 from effformer import errors
-from effformer.config_check import (
-  FLAG,
-  check,
-  closest,
-  default_of,
-  hint,
-  leaves,
-  mechanism_of,
-  read_value,
-  refuse,
-)
+from effformer.config_check import check, default_of, leaves, mechanism_of
 from effformer.config_tracked import untracked
+from effformer.config_words import FLAG, closest, hint, read_value, refuse
 
 __all__ = [
   'check',

@@ -7,13 +7,18 @@ that says what to do. `schema` is always the module `configs.common`.
 import re
 from collections.abc import Iterable, Iterator
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_collections
 
-from effformer import errors
+from effformer.config_words import (
+  FLAG,
+  TYPES,
+  closest,
+  hint,
+  refuse,
+)
 
-FLAG = '--config.'
 _LAYER = re.compile(r'model\.layers\.(0|[1-9]\d*)\.(\w+)')
 # Facts of a layer beside the settings of its mixer, with a value of the type.
 _LAYER_FACTS = {
@@ -22,13 +27,6 @@ _LAYER_FACTS = {
   'mlp_width': 1,
   'activation': '',
   'share': '',
-}
-_TYPES = {
-  bool: 'true or false',
-  int: 'a whole number',
-  float: 'a number',
-  str: 'text',
-  tuple: 'values with commas between them',
 }
 
 
@@ -52,6 +50,7 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
   if model.reversible:
     _check_reversible(model)
   _check_pairs(config, schema)
+  _check_causal(config, schema)
   if config.mesh.data == config.mesh.fsdp == -1:
     refuse(
       'mesh.data=-1 and mesh.fsdp=-1 both ask for all devices that are left',
@@ -92,6 +91,35 @@ def _check_pairs(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
       f'task={config.task!r}',
       f'it holds the texts of own pairs, for {pairs}',
     )
+
+
+def _check_causal(config: ml_collections.ConfigDict, schema: ModuleType):
+  """What sees earlier tokens only needs mechanisms that can."""
+  is_causal_task = config.task in schema.CAUSAL_TASKS
+  if is_causal_task and config.pretrain.num_steps:
+    refuse(
+      f'pretrain.num_steps={config.pretrain.num_steps} goes with tasks that '
+      f'have classes, and task={config.task!r} guesses tokens itself',
+      f'use {FLAG}pretrain.num_steps=0',
+    )
+  is_causal_stage = (
+    config.pretrain.num_steps and config.pretrain.objective == 'causal'
+  )
+  if not is_causal_task and not is_causal_stage:
+    return
+  what = 'pretrain.objective=causal' if is_causal_stage else 'this task'
+  mixers = {*schema.members(config.mixer.name)}
+  mixers |= {
+    row['mixer'] for row in config.model.layers.values() if 'mixer' in row
+  }
+  for name in sorted(mixers):
+    if name in schema.WITHOUT_CAUSAL:
+      fitting = [m for m in schema.MIXERS if m not in schema.WITHOUT_CAUSAL]
+      refuse(
+        f'{name} cannot be causal, which {what} needs',
+        f'use one of {", ".join(fitting)}'
+        + (', or pretrain.objective=masked' if is_causal_stage else ''),
+      )
 
 
 def leaves(
@@ -150,81 +178,6 @@ def _layer_keys(key: str, facts: Iterable[str]) -> list[str]:
   return [f'model.layers.{index[1]}.{f}' for f in facts] if index else []
 
 
-def read_value(key: str, value: Any, default: Any) -> Any:
-  """`value` in the type of `default`; text, as from a flag, is parsed.
-
-  Raises:
-    ConfigError: it is of another type.
-  """
-  kind = type(default)
-  try:
-    if isinstance(value, str):
-      return _parse(value, default)
-    if type(value) is int and kind is float:
-      return float(value)
-    if type(value) is not kind:
-      raise ValueError
-  except ValueError:
-    example = str(default).lower() if kind is bool else default
-    refuse(
-      f'{key}={value} is not {_TYPES[kind]}',
-      f'write it like {FLAG}{key}={example}',
-    )
-  return value
-
-
-def _parse(text: str, default: Any) -> Any:
-  kind = type(default)
-  if kind is bool:
-    if text.lower() not in ('true', 'false'):
-      raise ValueError
-    return text.lower() == 'true'
-  if kind is tuple:
-    return tuple(_parse(item.strip(), default[0]) for item in text.split(','))
-  return kind(text)
-
-
-def refuse(what: str, remedy: str) -> NoReturn:
-  """Raises the ConfigError of these two sentences, given without full stop."""
-  raise errors.ConfigError(f'{what}.\n{remedy[0].upper()}{remedy[1:]}.')
-
-
-def hint(word: str, known: Iterable[str]) -> str:
-  """The remedy for a misspelt word: the likely one, and all there are."""
-  known = list(known)
-  guess = closest(word, known)
-  start = f'did you mean {guess!r}? ' if guess else ''
-  return f'{start}Known: {", ".join(known)}'
-
-
-def closest(word: str, known: Iterable[str]) -> str | None:
-  """The known word that a wrong one most likely stands for, if any.
-
-  At most two letters are wrong, or the known word ends in the given one.
-  """
-  known = sorted(known)
-  distances = {k: _distance(word.lower(), k.lower()) for k in known}
-  best = min(known, key=distances.get, default='')
-  if distances.get(best, 3) <= min(2, len(best) - 1):
-    return best
-  ends = [k for k in known if len(word) > 2 and k.endswith(word)]
-  return ends[0] if len(ends) == 1 else None
-
-
-def _distance(word: str, other: str) -> int:
-  """Letters inserted, deleted, replaced, or swapped with their neighbour."""
-  previous, row = [], list(range(len(other) + 1))
-  for i, letter in enumerate(word, 1):
-    before, previous, row = previous, row, [i]
-    for j, other_letter in enumerate(other, 1):
-      replaced = previous[j - 1] + (letter != other_letter)
-      distance = min(previous[j] + 1, row[-1] + 1, replaced)
-      if word[i - 2 : i] == other[j - 2 : j][::-1] and min(i, j) > 1:
-        distance = min(distance, before[j - 2] + 1)
-      row.append(distance)
-  return row[-1]
-
-
 def mechanism_of(config, schema: ModuleType) -> str:
   """`mixer.name`, which decides what other keys there are.
 
@@ -249,7 +202,7 @@ def _check_keys(config, schema: ModuleType) -> None:
       default = default_of(key, mechanism, schema)
     if type(value) is not type(default):
       refuse(
-        f'{key}={value!r} is not {_TYPES[type(default)]}',
+        f'{key}={value!r} is not {TYPES[type(default)]}',
         f'give it a value like {default!r}',
       )
   for key in expected:

@@ -1,0 +1,154 @@
+"""Every key of the sections, with a neutral value and what it means."""
+
+import ml_collections
+
+
+def model_keys() -> ml_collections.ConfigDict:
+  model = ml_collections.ConfigDict()
+  # Blocks of mixer and feed-forward part.
+  model.num_layers = 4
+  # Width D of tokens between blocks.
+  model.width = 256
+  # Heads of each mixer; divides qkv_width.
+  model.num_heads = 4
+  # Width of all heads together; 0 = width.
+  model.qkv_width = 0
+  # Hidden width of the feed-forward part.
+  model.mlp_width = 1024
+  # Hidden width of the classifier (ReLU); 0 = linear classifier.
+  model.head_width = 0
+  # What the classifier of two texts sees of their vectors a and b: 'nli',
+  # a, b, a * b and a - b; or 'concat', a and b alone (then the head has one
+  # layer more). 'none' = the task has one text.
+  model.pair_head = 'none'
+  # Compute type, 'float32' or 'bfloat16'; parameters are float32 always.
+  model.dtype = 'float32'
+  # How an id becomes a vector: by a table ('embedding'), or as a quantity
+  # ('continuous', for grey values).
+  model.front_end = 'embedding'
+  # 'none', 'sinusoidal', 'learned' (both added to the embedding) or 'rotary'
+  # (turns queries and keys; see WITHOUT_ROTARY).
+  model.position = 'sinusoidal'
+  # Layer norm before ('pre') or after ('post') each residual branch.
+  model.norm_order = 'pre'
+  # What the classifier sees: 'mean' of the row's tokens, or the output at a
+  # learned token in front ('cls').
+  model.pooling = 'mean'
+  # Share of activations dropped after embedding and on residual branches.
+  model.dropout = 0.0
+  # Share of attention weights dropped; of the heads' outputs where there are
+  # no weights (linear).
+  model.attention_dropout = 0.0
+  # Of the feed-forward part: 'gelu' (tanh form) or 'relu'.
+  model.activation = 'gelu'
+  # Taps, odd, of the depthwise convolution before each mixer; 0 = none.
+  model.conv_width = 0
+  # Learned tokens before each row, which pass through all layers with it and
+  # are not pooled; 0 = none. Global to bigbird (ETC) and longformer if
+  # mixer.global_tokens is the same number, else tokens like the others.
+  model.extra_tokens = 0
+  # Recompute each block in the backward pass: less memory, a third slower.
+  model.remat = False
+  # Two residual streams, of which the backward pass makes each layer's inputs
+  # from its outputs: activation memory of one layer, whatever the depth, half
+  # as slow again. Another model than without; for norm_order 'pre', not remat.
+  model.reversible = False
+  # Tokens of each row that the feed-forward part works on together: less
+  # memory for its hidden layer; 0 = all.
+  model.mlp_chunk = 0
+  # Facts that differ in layer '0', '1', ...: mixer (name), num_heads,
+  # mlp_width, activation, share (layers of one group share parameters) and
+  # the settings of the layer's mixer.
+  model.layers = ml_collections.ConfigDict()
+  return model
+
+
+def data_keys() -> ml_collections.ConfigDict:
+  data = ml_collections.ConfigDict()
+  # Longest row in tokens; longer ones are cut.
+  data.max_length = 1024
+  # Own files with text and label (.jsonl, .tsv, each also .gz), or images and
+  # labels (.npz, or a folder of folders); '' = the task's data.
+  data.train = ''
+  data.validation = ''
+  data.test = ''
+  # Own pairs (.tsv: label, id, id, without a header) have their texts here
+  # (.jsonl, also .gz, with id and text); '' = in the pairs.
+  data.documents = ''
+  # Where data is prepared; '' = $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  data.directory = ''
+  # May generated data take the place of data that cannot be had? The run
+  # says so loudly, and result.json has stand_in = true.
+  data.stand_in = True
+  # Threads that read and tokenise; 0 = in the training thread.
+  data.num_threads = 2
+  # Batches made ahead of the training step; 0 = none.
+  data.prefetch = 4
+  # Share of bad rows of an own file (0 to 1) above which the run stops.
+  data.max_bad_fraction = 0.0
+  # Examples used of each split, a fixed random choice; 0 = all.
+  data.train_examples = 0
+  data.validation_examples = 0
+  data.test_examples = 0
+  return data
+
+
+def train_keys() -> ml_collections.ConfigDict:
+  train = ml_collections.ConfigDict()
+  # Optimiser steps.
+  train.num_steps = 10_000
+  # Examples in one step, over all devices and hosts.
+  train.batch_size = 32
+  # Examples in one evaluation step, over all devices and hosts.
+  train.eval_batch_size = 64
+  # Peak of 'constant' and 'cosine'; of 'rsqrt' the factor: the peak is
+  # learning_rate / sqrt(warmup_steps).
+  train.learning_rate = 1e-3
+  # After linear warmup: 'constant'; 'rsqrt', ~ 1 / sqrt(step) (LRA); or
+  # 'cosine', to 0 at num_steps.
+  train.schedule = 'cosine'
+  # Steps of linear warmup; 0 = none. A shorter run ends within it.
+  train.warmup_steps = 1000
+  # Decoupled (AdamW): parameters lose learning_rate * weight_decay a step.
+  train.weight_decay = 0.0
+  # What decays: 'all' parameters, or 'matrices' (not biases and norms).
+  train.decay = 'matrices'
+  # Adam: decay rates of the moments per step, and the divisor's addend.
+  train.beta1 = 0.9
+  train.beta2 = 0.999
+  train.epsilon = 1e-8
+  # Largest global norm of the gradient; 0 = no clipping.
+  train.clip_norm = 0.0
+  # Parts that a batch is computed in, one after the other, to save memory;
+  # divides batch_size.
+  train.accumulate_steps = 1
+  # Steps between evaluations of the validation split.
+  train.eval_every_steps = 1000
+  # Steps between checkpoints.
+  train.checkpoint_every_steps = 1000
+  # Steps between rows of metrics.jsonl.
+  train.log_every_steps = 100
+  # Newest checkpoints that are kept; the best is kept beside them.
+  train.keep_checkpoints = 2
+  # On a NaN or infinite loss: 'abort'; 'skip' the update; or 'rollback' to
+  # the last checkpoint and pass over the batches since.
+  train.nonfinite = 'abort'
+  # Which checkpoint is tested: the 'best' on validation, or the 'last'.
+  train.select = 'best'
+  return train
+
+
+def pretrain_keys() -> ml_collections.ConfigDict:
+  pretrain = ml_collections.ConfigDict()
+  # Optimiser steps of a stage before the training, in which the model learns
+  # to guess the tokens of the task's own inputs; 0 = none. The rest is as in
+  # `train`.
+  pretrain.num_steps = 0
+  # What is guessed: hidden tokens ('masked') or the next one ('causal').
+  pretrain.objective = 'masked'
+  # Share of the tokens that 'masked' hides.
+  pretrain.mask_fraction = 0.15
+  # As in `train`.
+  pretrain.learning_rate = 1e-3
+  pretrain.warmup_steps = 1000
+  return pretrain
