@@ -8,7 +8,7 @@ Expect: this is Path-X, at which every model of the LRA paper stays at
 Smallest command, minutes on two CPU cores once the images are made:
   python -m effformer.main --config=configs/lra_pathfinder128.py:linear,quick
 
-Argument: mechanism, preset=paper|repo|modern, quick.
+Argument: mechanism, preset=paper|repo|modern, quick, pretrain.
 """
 
 import ml_collections
@@ -67,7 +67,7 @@ QUICK_PEAK = lra_pathfinder32.QUICK_PEAK
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """The config for `MECHANISM,preset=PRESET,quick`; all parts optional."""
+  """The config for `MECHANISM,preset=PRESET,quick,pretrain`; all optional."""
   return common.assemble(
     arg,
     task='pathfinder128',

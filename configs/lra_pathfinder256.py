@@ -8,7 +8,7 @@ Expect: LRA reports nothing for this size; a best of 63.1 was beaten by
 Smallest command, some minutes on two CPU cores once the images are made:
   python -m effformer.main --config=configs/lra_pathfinder256.py:linear,quick
 
-Argument: mechanism, preset=paper|repo|modern, quick.
+Argument: mechanism, preset=paper|repo|modern, quick, pretrain.
 """
 
 import ml_collections
@@ -63,7 +63,7 @@ QUICK_PEAK = lra_pathfinder32.QUICK_PEAK
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """The config for `MECHANISM,preset=PRESET,quick`; all parts optional."""
+  """The config for `MECHANISM,preset=PRESET,quick,pretrain`; all optional."""
   return common.assemble(
     arg,
     task='pathfinder256',

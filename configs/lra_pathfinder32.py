@@ -10,7 +10,7 @@ Expect: LRA reports 71.40 (full), 75.30 (linear), 66.63 (its local),
 Smallest command, minutes on two CPU cores once the images are made:
   python -m effformer.main --config=configs/lra_pathfinder32.py:linear,quick
 
-Argument: mechanism, preset=paper|repo|modern, quick.
+Argument: mechanism, preset=paper|repo|modern, quick, pretrain.
 """
 
 import ml_collections
@@ -46,6 +46,8 @@ REPO = {
   'train.eval_every_steps': 1560,
   'train.checkpoint_every_steps': 1560,
   'train.select': 'last',
+  # As Amos et al. (2024) hide.
+  'pretrain.mask_fraction': 0.5,
 }
 
 # What the paper's appendix says instead; the width of tokens it does not say.
@@ -177,7 +179,7 @@ QUICK_PEAK = 3e-3
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """The config for `MECHANISM,preset=PRESET,quick`; all parts optional."""
+  """The config for `MECHANISM,preset=PRESET,quick,pretrain`; all optional."""
   return common.assemble(
     arg,
     task='pathfinder32',

@@ -9,7 +9,7 @@ Expect: LRA reports 57.46 (full), 53.09 (linear), 53.39 (its local),
 Smallest command, minutes on two CPU cores:
   python -m effformer.main --config=configs/lra_retrieval.py:linear,quick
 
-Argument: mechanism, preset=paper|repo|modern, quick.
+Argument: mechanism, preset=paper|repo|modern, quick, pretrain.
 """
 
 import ml_collections
@@ -145,7 +145,7 @@ QUICK_PEAK = 3e-3
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """The config for `MECHANISM,preset=PRESET,quick`; all parts optional."""
+  """The config for `MECHANISM,preset=PRESET,quick,pretrain`; all optional."""
   return common.assemble(
     arg,
     task='retrieval',

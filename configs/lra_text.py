@@ -10,7 +10,7 @@ Expect: LRA reports 64.27 (full), 65.90 (linear), 52.98 (its local),
 Smallest command, five minutes on two CPU cores:
   python -m effformer.main --config=configs/lra_text.py:linear,quick
 
-Argument: mechanism, preset=paper|repo|modern, quick.
+Argument: mechanism, preset=paper|repo|modern, quick, pretrain.
 """
 
 import ml_collections
@@ -157,7 +157,7 @@ QUICK_PEAK = 6e-3
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """The config for `MECHANISM,preset=PRESET,quick`; all parts optional."""
+  """The config for `MECHANISM,preset=PRESET,quick,pretrain`; all optional."""
   return common.assemble(
     arg,
     task='text',

@@ -21,7 +21,7 @@ from absl import flags
 from effformer import errors
 from effformer.train import preemption
 
-MODES = ('train', 'eval', 'predict', 'profile', 'dry_run')
+MODES = ('train', 'eval', 'predict', 'generate', 'profile', 'dry_run')
 _PROGRAM = 'python -m effformer.main'
 
 
@@ -48,18 +48,35 @@ def define_flags() -> flags.FlagValues:
     'train',
     MODES,
     'train to the end and test; eval: score the run in --workdir; predict: '
-    'the classes of each --input by that run; profile: a trace of a few '
-    'training steps; dry_run: build and compile all, train and write nothing.',
+    'the classes of each --input by that run; generate: what follows each '
+    '--input; profile: a trace of a few training steps; dry_run: build and '
+    'compile all, train and write nothing.',
     flag_values=values,
   )
   flags.DEFINE_multi_string(
     'input',
     [],
-    'What --mode=predict is about, once for each: a text or an expression, '
-    '@FILE for one in a file, the path of an image; of pairs both texts, one '
-    'after the other.',
+    'What --mode=predict or generate is about, once for each: a text or an '
+    'expression, @FILE for one in a file, the path of an image; of pairs both '
+    'texts, one after the other.',
     flag_values=values,
   )
+  flags.DEFINE_integer(
+    'num_tokens', 200, 'How many tokens to generate.', flag_values=values
+  )
+  flags.DEFINE_float(
+    'temperature',
+    1.0,
+    'Of generating: 0 takes the most probable token.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'top_k',
+    0,
+    'Of generating: only the so many most probable tokens; 0 = all.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer('sampling_seed', 0, 'Of generating.', flag_values=values)
   flags.DEFINE_bool(
     'debug', False, 'Show the traceback of an error.', flag_values=values
   )
@@ -135,11 +152,7 @@ def _run(argv, values, stop) -> None:
       'several processes need one folder for their run.\n'
       'Give all of them the same --workdir, on a disk that all can write.'
     )
-  if values.input and values.mode != 'predict':
-    raise errors.ConfigError(
-      f'--input goes with --mode=predict, not {values.mode}.\n'
-      'Leave it out, or add --mode=predict.'
-    )
+  _check_flags_of_modes(values)
   chosen = values.config or _stored_config(values.workdir)
   if not chosen:
     where = f', and {values.workdir} holds no run' if values.workdir else ''
@@ -157,7 +170,7 @@ def _run(argv, values, stop) -> None:
 
   _set_up_jax(values, stop)
   console = screen.Screen(quiet=jax.process_index() != 0)
-  if values.mode != 'predict':
+  if values.mode not in ('predict', 'generate'):
     console.say(*config_lib.explain(config, overridden))
   if values.mode == 'dry_run':
     session.dry_run(config, console)
@@ -167,6 +180,13 @@ def _run(argv, values, stop) -> None:
     from effformer.train import prediction
 
     prediction.predict(config, folder, values.input, stop, console)
+  elif values.mode == 'generate':
+    from effformer.train import generation
+
+    sampling = generation.Sampling(
+      values.num_tokens, values.temperature, values.top_k, values.sampling_seed
+    )
+    generation.generate(config, folder, values.input, sampling, stop, console)
   elif values.mode == 'profile':
     from effformer.train import profile
 
@@ -174,6 +194,22 @@ def _run(argv, values, stop) -> None:
   else:
     run = session.evaluate if values.mode == 'eval' else session.train
     run(config, folder, stop, console)
+
+
+def _check_flags_of_modes(values) -> None:
+  """Refuses flags that the mode would ignore."""
+  sampling = ('num_tokens', 'temperature', 'top_k', 'sampling_seed')
+  for names, modes in (
+    (('input',), ('predict', 'generate')),
+    (sampling, ('generate',)),
+  ):
+    for name in names:
+      if values[name].present and values.mode not in modes:
+        raise errors.ConfigError(
+          f'--{name} goes with --mode={" or ".join(modes)}, not '
+          f'{values.mode}.\n'
+          f'Leave it out, or add --mode={modes[0]}.'
+        )
 
 
 def _stored_config(folder: str | None) -> str | None:

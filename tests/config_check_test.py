@@ -4,7 +4,7 @@ import pytest
 
 from configs import common
 from effformer import config as config_lib
-from effformer import config_check, errors
+from effformer import config_check, config_words, errors
 
 MECHANISM_OF_SETTING = {
   setting: mechanism
@@ -344,12 +344,12 @@ def test_accepts_what_is_possible(overrides):
   ('text', 'value'), [('1, 2', (1, 2)), ('3', (3,)), ((4, 5), (4, 5))]
 )
 def test_tuples_are_read_with_commas(text, value):
-  assert config_check.read_value('key', text, (7, 8, 9)) == value
+  assert config_words.read_value('key', text, (7, 8, 9)) == value
 
 
 def test_tuples_hold_the_type_of_their_default():
   with pytest.raises(errors.ConfigError, match='with commas'):
-    config_check.read_value('key', '1,x', (7, 8, 9))
+    config_words.read_value('key', '1,x', (7, 8, 9))
 
 
 @pytest.mark.parametrize(
@@ -358,9 +358,11 @@ def test_tuples_hold_the_type_of_their_default():
     ('lienar', ['linear', 'local'], 'linear'),
     ('performer', ['linformer'], None),
     ('num_steps', ['train.num_steps', 'train.steps'], 'train.num_steps'),
+    ('num_steps', ['abc.num_steps', 'abcde.num_steps'], 'abc.num_steps'),
+    ('num_steps', ['abc.num_steps', 'xyz.num_steps'], None),
     ('a', ['b'], None),
     ('x', [], None),
   ],
 )
 def test_closest(word, known, expected):
-  assert config_check.closest(word, known) == expected
+  assert config_words.closest(word, known) == expected

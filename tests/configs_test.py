@@ -14,6 +14,7 @@ import pytest
 
 from configs import (
   common,
+  language,
   lra_image,
   lra_listops,
   lra_pathfinder32,
@@ -23,7 +24,7 @@ from configs import (
   lra_retrieval,
   lra_text,
 )
-from effformer import attention, config_check, tasks
+from effformer import attention, config_check, errors, tasks
 from effformer import config as config_lib
 from effformer.models import build, layers
 
@@ -36,6 +37,7 @@ FILES = {
   'lra_pathfinder64': lra_pathfinder64,
   'lra_pathfinder128': lra_pathfinder128,
   'lra_pathfinder256': lra_pathfinder256,
+  'language': language,
 }
 ARGUMENTS = [
   f'{mechanism},preset={preset}{quick}'
@@ -105,12 +107,17 @@ SCHEMA = {
   'train.select': str,
   'train.warmup_steps': int,
   'train.weight_decay': float,
+  'pretrain.learning_rate': float,
+  'pretrain.mask_fraction': float,
+  'pretrain.num_steps': int,
+  'pretrain.objective': str,
+  'pretrain.warmup_steps': int,
 }
 
 
 def test_all_files_are_tested(repository):
   names = {path.stem for path in (repository / 'configs').glob('*.py')}
-  schema = {'__init__', 'common', 'mechanisms', 'values'}
+  schema = {'__init__', 'common', 'keys', 'mechanisms', 'values'}
   assert names - schema == set(FILES)
 
 
@@ -136,14 +143,18 @@ def test_every_key_has_a_rule_or_takes_any_value():
 
 
 def test_every_key_is_commented(repository):
-  text = (repository / 'configs/common.py').read_text()
-  lines = text.splitlines()
-  sections = ('config', 'model', 'data', 'train', 'mesh')
+  lines = [
+    line
+    for name in ('common', 'keys')
+    for line in (repository / f'configs/{name}.py').read_text().splitlines()
+  ]
+  sections = ('config', 'model', 'data', 'train', 'pretrain', 'mesh')
   pattern = re.compile(rf'  ({"|".join(sections)})\.\w+ = ')
   group = {'data.validation', 'data.test', 'train.beta2', 'train.epsilon'}
   group |= {'data.validation_examples', 'data.test_examples', 'config.quick'}
-  # The four sections, whose keys are commented in functions of their own.
-  group |= {'config.model', 'config.data', 'config.train'}
+  group |= {'pretrain.warmup_steps'}
+  # The sections whose keys are commented in functions of their own.
+  group |= {'config.model', 'config.data', 'config.train', 'config.pretrain'}
   bare = {
     line.split()[0]
     for before, line in itertools.pairwise(lines)
@@ -155,13 +166,18 @@ def test_every_key_is_commented(repository):
 @pytest.mark.parametrize('name', FILES)
 @pytest.mark.parametrize('argument', ARGUMENTS)
 def test_every_choice_builds_and_is_locked(repository, name, argument):
+  choice = common.parse(argument)
+  is_unfit = choice.mechanism in common.WITHOUT_CAUSAL
+  if name == 'language' and (is_unfit or choice.preset != 'modern'):
+    with pytest.raises(errors.ConfigError):
+      config_lib.load(f'{repository}/configs/{name}.py:{argument}')
+    return
   config, overridden = config_lib.load(
     f'{repository}/configs/{name}.py:{argument}'
   )
   assert overridden == []
   assert config.is_locked
   assert config == FILES[name].get_config(argument)
-  choice = common.parse(argument)
   assert config.task == name.removeprefix('lra_')
   assert (config.preset, config.quick) == (choice.preset, choice.quick)
   assert config.mixer.name == choice.mechanism
@@ -178,8 +194,23 @@ def test_every_choice_builds_and_is_locked(repository, name, argument):
 
 
 def test_parse_takes_the_parts_in_any_order():
-  assert common.parse('') == ('full', 'modern', False)
-  assert common.parse('quick,preset=repo,local') == ('local', 'repo', True)
+  assert common.parse('') == ('full', 'modern', False, False)
+  assert common.parse('quick,preset=repo,local') == (
+    *('local', 'repo', True),
+    False,
+  )
+  assert common.parse('pretrain,nsa') == ('nsa', 'modern', False, True)
+
+
+@pytest.mark.parametrize('argument', ['linear,quick', 'full,preset=repo'])
+def test_pretraining_is_as_long_as_the_training(repository, argument):
+  path = f'{repository}/configs/lra_image.py'
+  plain, _ = config_lib.load(f'{path}:{argument}')
+  config, _ = config_lib.load(f'{path}:{argument},pretrain')
+  assert plain.pretrain.num_steps == 0
+  for key in ('num_steps', 'learning_rate', 'warmup_steps'):
+    assert config.pretrain[key] == config.train[key] == plain.train[key]
+  assert config.pretrain.mask_fraction == 0.5
 
 
 def test_rows_hold_what_lra_published():
@@ -227,6 +258,7 @@ def test_rows_are_the_settings_of_attention():
     assert row == {setting: own[setting] for setting in row}, name
     supports = attention.TABLE[name].supports
     assert (name in common.WITHOUT_ROTARY) != supports.rotary
+    assert (name in common.WITHOUT_CAUSAL) != supports.causal
 
 
 @pytest.mark.parametrize('key', ['mixer.form', 'mixer.sharing'])

@@ -26,6 +26,21 @@ def run(capsys, *arguments):
     ([CONFIG, 'stray'], 'stray'),
     ([CONFIG, '--mode=trian'], 'trian'),
     ([CONFIG, '--input=a film'], '--mode=predict'),
+    ([CONFIG, '--mode=eval', '--temperature=1'], '--mode=generate'),
+    ([CONFIG, '--mode=predict', '--num_tokens=200'], '--mode=generate'),
+    (['--config=configs/language.py:fnet'], 'fnet cannot be causal'),
+    (
+      [
+        CONFIG.replace('linear', 'fnet,pretrain'),
+        '--config.pretrain.objective=causal',
+      ],
+      'objective=masked',
+    ),
+    (
+      ['--config=configs/language.py:preset=repo'],
+      'does not exist for language',
+    ),
+    (['--config=configs/language.py:pretrain'], 'pretrain.num_steps=0'),
     (['--workdir=nowhere'], 'nowhere holds no run'),
     (['--config=nowhere.json'], 'nowhere.json'),
     ([CONFIG + ',preset=modren'], 'modern'),

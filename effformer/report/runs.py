@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from effformer.errors import CheckpointError, ConfigError
-from effformer.train import durable, records
+from effformer.train import durable, records, workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,12 @@ def find(places: Iterable[str | os.PathLike]) -> list[Run]:
   for place in map(pathlib.Path, places):
     if not place.is_dir():
       raise ConfigError(f'{place} is no folder; name folders of runs.')
-    found = {path.parent.resolve() for path in place.rglob('config.json')}
+    found = {
+      path.parent.resolve()
+      for path in place.rglob('config.json')
+      # The stage before a run is no run to compare.
+      if path.parent.name != workdir.PRETRAIN
+    }
     if not found:
       raise ConfigError(
         f'{place} holds no run: there is no config.json in it or below.'

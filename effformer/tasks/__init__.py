@@ -7,14 +7,18 @@ import ml_collections
 from effformer import data, errors
 from effformer.data import Dataset
 from effformer.data.builders import PATHFINDER_RESOLUTIONS
-from effformer.tasks import image, listops, retrieval, text
+from effformer.tasks import image, listops, retrieval, text, tokens
 from effformer.tasks.task import Task
+from effformer.tasks.tokens import pretraining
+
+__all__ = ['TABLE', 'Task', 'make', 'pretraining']
 
 TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'text': text.make,
   'listops': listops.make,
   'image': image.make,
   'retrieval': retrieval.make,
+  'language': tokens.language,
   **{f'pathfinder{size}': image.make for size in PATHFINDER_RESOLUTIONS},
 }
 

@@ -12,6 +12,8 @@ Each floor is fitted on train and is the accuracy on the evaluated split.
   in common.
 - linear (images): multinomial logistic regression on the pixels; it knows what
   stands where, but no shape in two places.
+- most frequent byte, bigram (next byte): the most frequent byte of train; and
+  the most frequent one after the byte before.
 
 All are deterministic.
 """
@@ -100,6 +102,27 @@ def linear(train: Source, evaluated: Source) -> float:
   count = max(MAX_LINEAR // len(train[0]['text']), 1)
   train = first_examples(train, count)
   return _regression(_pixels(train), _pixels(evaluated))
+
+
+def next_byte(train: Source, evaluated: Source) -> dict[str, float]:
+  """Accuracies of guessing each byte of the texts, the first ones included.
+
+  What comes first in a text follows a byte of its own kind.
+  """
+  counts = [np.zeros((257, 256), np.int64) for _ in range(2)]
+  for count, source in zip(counts, (train, evaluated), strict=True):
+    for example in read_all(source):
+      next_T = np.frombuffer(example['text'], np.uint8)
+      before_T = np.concatenate([[256], next_T[:-1]])
+      np.add.at(count, (before_T, next_T), 1)
+  learnt, scored = counts
+  guess_Y = learnt.argmax(axis=1)
+  hits = scored[np.arange(257), guess_Y].sum()
+  most = scored[:, learnt.sum(axis=0).argmax()].sum()
+  return {
+    'most_frequent_byte': float(most / scored.sum()),
+    'bigram': float(hits / scored.sum()),
+  }
 
 
 def _pixels(source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -23,12 +23,15 @@ class Task:
     init: key -> params.
     objective: (params, batch, key, step) -> (loss, values), means over the
       batch; step is the number of training steps so far.
-    measure: (params, batch) -> per-example values [B] of an evaluation.
+    measure: (params, batch) -> per-example values [B] of an evaluation; where
+      `tokens` is among them, the others are means over so many tokens.
     predict: (params, batch) -> probabilities of the classes [B, C]; of the
-      batch only the arrays of `inputs` are read.
+      batch only the arrays of `inputs` are read. None without classes.
     floors: () -> name -> accuracy on the test split of trivial models.
     inputs: names in a batch of what the model takes, in order.
-    select: the measure whose highest validation value names the best step.
+    select: the measure whose best validation value names the best step.
+    is_lower_better: whether the lowest value is the best, not the highest.
+    decode: ids [T] -> text, where the model continues texts; else None.
   """
 
   name: str
@@ -38,7 +41,9 @@ class Task:
   init: Callable[[jax.Array], Any]
   objective: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
   measure: Callable[[Any, Any], dict[str, jax.Array]]
-  predict: Callable[[Any, Any], jax.Array]
+  predict: Callable[[Any, Any], jax.Array] | None
   floors: Callable[[], dict[str, float]]
   inputs: tuple[str, ...] = ('ids_BT', 'lengths_B')
   select: str = 'accuracy'
+  is_lower_better: bool = False
+  decode: Callable[[np.ndarray], bytes] | None = None

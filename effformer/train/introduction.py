@@ -30,10 +30,9 @@ def lines(
   ]
   if not config.quick:
     said += [
-      'This is the full recipe. For one of minutes add `quick` to the config '
-      'argument,',
-      f'  for example --config=configs/lra_{config.task}.py:'
-      f'{config.mixer.name},quick',
+      'This is the full recipe. For one of minutes add `quick` to the argument '
+      'of --config,',
+      f'  for example FILE.py:{config.mixer.name},quick',
     ]
   return said
 

@@ -81,7 +81,11 @@ class _RollBack(Exception):
 
 def best_row(run: Run) -> dict[str, Any] | None:
   """The validation row that names the best step so far; ties to the first."""
-  return records.best(run.metrics.rows('validation'), run.task.select)
+  return records.best(
+    run.metrics.rows('validation'),
+    run.task.select,
+    is_lower_better=run.task.is_lower_better,
+  )
 
 
 def evaluate(run: Run, params: Any, split: str) -> dict[str, float | int]:

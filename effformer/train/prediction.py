@@ -48,21 +48,13 @@ def predict(
     DataError: an input cannot be read.
     CheckpointError: the folder holds no evaluated run.
   """
-  if jax.process_count() > 1:
-    raise errors.ConfigError('--mode=predict needs one process.\nStart one.')
-  with session.opened(config, path, console, must_exist=True) as folder:
-    task = tasks.make(config, identity.known_data(folder, config.task))
-    examples = _read(task, given)
-    alone = _on_one_device(config)
-    program = setup.build(alone, task, jax.local_devices()[:1])
-    run, current = session.resume(
-      alone, task, program, folder, stop, console, is_writer=False
+  task, params, mesh = trained(config, path, stop, console)
+  if task.predict is None:
+    raise errors.ConfigError(
+      f'{config.task} has no classes to predict.\n'
+      'Let it write instead: --mode=generate.'
     )
-    session.require_evaluated(run, folder)
-    row, params = session.selected(run, current)
-  console.say(f'by the parameters of step {row["step"]}')
-  if task.dataset.stand_in:
-    console.say('trained on a STAND-IN: generated, not the real data')
+  examples = _read(task, given)
   length = config.data.max_length
   compiled, found = jax.jit(task.predict), []
   with data.eval_batches(
@@ -73,17 +65,48 @@ def predict(
     num_threads=0,
   ) as batches:
     for example, rows in zip(examples, batches, strict=True):
-      batch = sharding.to_devices(run.mesh, rows, 1)
+      batch = sharding.to_devices(mesh, rows, 1)
       probability_C = np.asarray(compiled(params, batch))[0]
       found.append(_outcome(task, example, probability_C))
       console.say(*_lines(found[-1], length))
   return found
 
 
+def trained(
+  config: ml_collections.ConfigDict,
+  path: str,
+  stop: preemption.Stop,
+  console: screen.Screen,
+) -> tuple[Task, Any, jax.sharding.Mesh]:
+  """Task, parameters and mesh of a run, on one device and without its data.
+
+  The parameters are those that the test is of. Nothing is written.
+
+  Raises:
+    ConfigError: there are several processes.
+    CheckpointError: the folder holds no evaluated run.
+  """
+  if jax.process_count() > 1:
+    raise errors.ConfigError('this mode needs one process.\nStart one.')
+  with session.opened(config, path, console, must_exist=True) as folder:
+    task = tasks.make(config, identity.known_data(folder, config.task))
+    alone = _on_one_device(config)
+    program = setup.build(alone, task, jax.local_devices()[:1])
+    run, current = session.resume(
+      alone, task, program, folder, stop, console, is_writer=False
+    )
+    session.require_evaluated(run, folder)
+    row, params = session.selected(run, current)
+  console.say(f'by the parameters of step {row["step"]}')
+  if task.dataset.stand_in:
+    console.say('trained on a STAND-IN: generated, not the real data')
+  return task, params, program.mesh
+
+
 def _on_one_device(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict(config)
+  config = config.copy_and_resolve_references()
   with config.unlocked():
     config.mesh.data = config.mesh.fsdp = 1
   return config.lock()

@@ -24,8 +24,10 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
   durable.replace(path, (durable.dumps(value, indent=2) + '\n').encode())
 
 
-def best(rows: Iterable[dict[str, Any]], key: str) -> dict[str, Any] | None:
-  """Returns the earliest row with the highest `row[key]`; NaN never wins.
+def best(
+  rows: Iterable[dict[str, Any]], key: str, *, is_lower_better: bool = False
+) -> dict[str, Any] | None:
+  """Returns the earliest row with the best `row[key]`; NaN never wins.
 
   None where no row has a comparable value.
   """
@@ -34,7 +36,9 @@ def best(rows: Iterable[dict[str, Any]], key: str) -> dict[str, Any] | None:
     value = row.get(key)
     if value is None or value != value:
       continue
-    if winner is None or value > winner[key]:
+    if winner is None or (
+      value < winner[key] if is_lower_better else value > winner[key]
+    ):
       winner = row
   return winner
 

@@ -127,7 +127,13 @@ def lines(result: dict[str, Any]) -> list[str]:
   """The result for people: the score beside its floors, and what it is."""
   test, validation = result['test'], result['validation']
   data = 'STAND-IN DATA (not a score)' if result['stand_in'] else 'real data'
+  bits = []
+  if 'bits' in test:
+    bits = [
+      f'test bits a token   {test["bits"]:.4f}  over {test["tokens"]:,} tokens'
+    ]
   return [
+    *bits,
     f'test accuracy       {100 * test["accuracy"]:.2f}  of {test["count"]} '
     f'examples, loss {test["loss"]:.4f}; {data}',
     f'validation accuracy {100 * validation["accuracy"]:.2f}  of '

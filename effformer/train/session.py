@@ -22,6 +22,7 @@ from effformer.train import (
   introduction,
   loop,
   preemption,
+  pretraining,
   records,
   result,
   screen,
@@ -52,27 +53,89 @@ def train(
       console.say(*result.lines(done))
       return done
     task, program = build(config, console)
-    _write_identity(folder, config, task)
-    run, current = resume(config, task, program, folder, stop, console)
-    # A best step beyond the restored state will come again.
-    run.best.discard_after(int(current.step))
-    steps = setup.compile_steps(program, console, run.clock)
-    run.train_step, run.eval_step = steps.train, steps.evaluate
+    stage = None
+    if config.pretrain.num_steps:
+      program, stage = _pretrained(config, task, program, folder, stop, console)
+    run, current, cost = _advanced(config, task, program, folder, stop, console)
     with stop.loop():
-      current = loop.train(run, current)
       row, params = selected(run, current)
       console.say(f'testing the parameters of step {row["step"]}')
       test = loop.evaluate(run, params, 'test')
       stop.agree(config.train.num_steps)
     with console.heartbeat('measuring the floors'):
       floors = run.task.floors()
-    outcome = result.make(run, current, row, test, floors, steps.cost)
+    outcome = result.make(run, current, row, test, floors, cost)
+    if stage:
+      outcome['pretrain'] = stage()
     run.metrics.close()
     run.board.close()
     if jax.process_index() == 0:
       records.write_json(folder / 'result.json', outcome)
     console.say('', *result.lines(outcome), f'written to {folder}')
     return outcome
+
+
+def _advanced(config, task, program, folder, stop, console):
+  """A run after its last step, its last state, and the cost of a step."""
+  _write_identity(folder, config, task)
+  run, current = resume(config, task, program, folder, stop, console)
+  # A best step beyond the restored state will come again.
+  run.best.discard_after(int(current.step))
+  steps = setup.compile_steps(program, console, run.clock)
+  run.train_step, run.eval_step = steps.train, steps.evaluate
+  with stop.loop():
+    current = loop.train(run, current)
+  return run, current, steps.cost
+
+
+def _pretrained(config, task, program, folder, stop, console):
+  """Brings the stage before a run to its end, where that is still to be done.
+
+  Returns:
+    The program, whose first state has the trunk of the stage; and a function
+    that gives what is to be known of the stage.
+  """
+  own = pretraining.stage_config(config)
+  stage_task = tasks.pretraining(own, task)
+  stage_program = setup.build(own, stage_task)
+  pretraining.check(
+    program.abstract.params, stage_program.abstract.params, config
+  )
+  path = folder / workdir.PRETRAIN
+  if not workdir.has_begun(folder):
+    console.say(
+      f'pretraining ({config.pretrain.objective}): '
+      f'{own.train.num_steps:,} steps on the inputs of {task.name}'
+    )
+    with opened(own, str(path), console) as place:
+      run, current, _ = _advanced(
+        own, stage_task, stage_program, place, stop, console
+      )
+      selected(run, current)
+      run.metrics.close()
+      run.board.close()
+    console.say(f'pretraining is over; training on {task.name} begins')
+
+  def best():
+    silent = screen.Screen(quiet=True)
+    run, current = resume(
+      own, stage_task, stage_program, path, stop, silent, is_writer=False
+    )
+    require_evaluated(run, path)
+    return selected(run, current)
+
+  def first_state():
+    row, params = best()
+    console.say(
+      f'starting from the pretrained parameters of step {row["step"]}'
+    )
+    return pretraining.merged(program.first_state(), params)
+
+  def facts():
+    row, _ = best()
+    return {'objective': own.pretrain.objective, 'validation': row}
+
+  return program._replace(first_state=first_state), facts
 
 
 def evaluate(

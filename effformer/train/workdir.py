@@ -18,6 +18,9 @@ from effformer.train import durable, records
 
 _ABSENT = 'absent'
 
+# The folder, in that of a run, of the stage before it.
+PRETRAIN = 'pretrain'
+
 # What may differ between the starts of one run: it changes how the run goes,
 # never where it ends (but for the policy about steps that are not finite,
 # which matters from the first such step on).

@@ -23,6 +23,7 @@ FLOORS = {
   'listops': {'root_operator', 'bag_of_tokens'},
   'image': {'bag_of_pixels', 'linear'},
   'retrieval': {'bags_of_bytes'},
+  'language': {'most_frequent_byte', 'bigram'},
   **{
     f'pathfinder{size}': {'bag_of_pixels', 'linear'}
     for size in builders.PATHFINDER_RESOLUTIONS
@@ -41,7 +42,8 @@ def config_of(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, 'url', f'http://127.0.0.1:9/{archive.name}')
 
   def make(name):
-    module = importlib.import_module(f'configs.lra_{name}')
+    file = name if name == 'language' else f'lra_{name}'
+    module = importlib.import_module(f'configs.{file}')
     config = module.get_config('linear,quick')
     config.data.directory = str(tmp_path)
     config.model.num_layers = 1
@@ -71,11 +73,12 @@ def test_from_config_to_loss(config_of, name):
   assert set(task.inputs) <= set(batch)
   params = task.init(jax.random.key(0))
   loss, values = task.objective(params, batch, jax.random.key(1), 0)
-  num_classes = task.dataset.num_classes
+  is_language = name == 'language'
+  num_classes = 257 if is_language else task.dataset.num_classes
   assert 0 < loss < 3 * np.log(num_classes)
   measured = task.measure(params, batch)
   assert measured[task.select].shape == (4,)
-  assert set(values) == {'accuracy'}
+  assert set(values) == {'accuracy', *(['bits'] if is_language else [])}
   # Every text of an example is read.
   for key in task.inputs:
     if key.endswith('ids_BT'):
@@ -83,5 +86,6 @@ def test_from_config_to_loss(config_of, name):
       changed = task.measure(params, changed)['loss']
       assert np.abs(changed - measured['loss']).max() > 1e-6, key
   floors = task.floors()
-  assert set(floors) == {'majority', *FLOORS[name]}
+  majority = set() if is_language else {'majority'}
+  assert set(floors) == majority | FLOORS[name]
   assert all(0 <= floor <= 1 for floor in floors.values())

@@ -139,3 +139,21 @@ def test_what_follows_a_batch_may_stop_the_evaluation(tiny):
   with pytest.raises(StopError):
     evaluation.evaluate(eval_step, {}, [1, 2, 3], stop)
   assert seen == [1]
+
+
+def test_rows_weigh_as_many_tokens_as_they_say():
+  values = {
+    'loss': np.array([1.0, 4.0, 9.0], np.float32),
+    'tokens': np.array([2.0, 1.0, 5.0], np.float32),
+  }
+  step = evaluation.make_eval_step(lambda params, batch: values)
+  batches = [
+    {'weight_B': np.array(weight_B, np.float32)}
+    for weight_B in ([1, 1, 1], [1, 0, 0])
+  ]
+  result = evaluation.evaluate(step, None, batches)
+  assert result == {
+    'loss': (2 + 4 + 45 + 2) / 10,
+    'tokens': 10,
+    'count': 4,
+  }

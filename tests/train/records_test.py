@@ -170,6 +170,11 @@ def test_best_is_the_earliest_highest():
   assert records.best(rows[1:3], 'a') is None
 
 
+def test_best_is_the_lowest_where_it_is_to_be():
+  rows = [{'a': value} for value in (3, float('nan'), 1, 1, 2)]
+  assert records.best(rows, 'a', is_lower_better=True) is rows[2]
+
+
 def read_events(folder):
   """Yields the events of all files, each record with a frame of 16 bytes."""
   from tensorboardX.proto import event_pb2
