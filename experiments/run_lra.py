@@ -12,7 +12,9 @@ then 143. A run that fails is named at the end (exit code 1) and the others go
 on. All runs of a seed come first, so a grid that is cut short is still fair.
 
 FOLDER holds real data under the names of `FILES`; without it the prepared data
-of each task are used. Rows that the table holds of other runs stay.
+of each task are used. Rows that the table holds of other runs stay. --matched
+sets `model.mlp_width` so that every mechanism has as many parameters as `full`
+(see `matching`).
 `python -m effformer.report WORKDIR` makes tables and plots of the folders.
 """
 
@@ -28,7 +30,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from experiments import table
+from effformer.errors import ConfigError
+from experiments import matching, table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
@@ -45,8 +48,10 @@ COLUMNS = (
   *('max_length', 'num_params', 'test_accuracy', 'test_count'),
   *('validation_accuracy', 'floor_name', 'floor', 'points_above_floor'),
   *('majority', 'stand_in', 'steps_per_second', 'train_seconds'),
-  *('waiting_share', 'device', 'commit', 'command'),
+  *('waiting_share', 'device', 'commit', 'command', 'variant'),
 )
+# Switches of this script that make other runs of the same name.
+VARIANTS = ('pretrain', 'matched')
 PREEMPTED = 143
 _POLL_SECONDS = 0.2
 
@@ -71,11 +76,18 @@ def grid(options) -> list[Cell]:
   for seed, task, mechanism in itertools.product(
     options.seeds, options.tasks, options.mechanisms
   ):
-    name = f'{task}-{mechanism}-{seed}'
+    name = '-'.join([task, mechanism, *variant(options), str(seed)])
     workdir = options.workdir / name
-    argument = ','.join(
-      [mechanism, f'preset={options.preset}', *['quick'] * options.quick]
-    )
+    switches = [
+      word for word in ('quick', 'pretrain') if getattr(options, word)
+    ]
+    argument = ','.join([mechanism, f'preset={options.preset}', *switches])
+    sizes = []
+    if options.matched:
+      width = matching.mlp_width(
+        str(CONFIGS / f'lra_{task}.py'), argument, tuple(options.set)
+      )
+      sizes = [f'--config.model.mlp_width={width}']
     own = [
       f'--config.data.{key}={options.data}/{file}'
       for key, file in FILES.get(task, {}).items()
@@ -83,10 +95,21 @@ def grid(options) -> list[Cell]:
     ]
     arguments = (
       *('-m', 'effformer.main', f'--config=configs/lra_{task}.py:{argument}'),
-      *(f'--workdir={workdir}', f'--config.seed={seed}', *own, *options.set),
+      *(
+        f'--workdir={workdir}',
+        f'--config.seed={seed}',
+        *own,
+        *options.set,
+        *sizes,
+      ),
     )
     cells.append(Cell(name, arguments, workdir))
   return cells
+
+
+def variant(options) -> list[str]:
+  """Which of VARIANTS are asked for."""
+  return [name for name in VARIANTS if getattr(options, name)]
 
 
 class Signals:
@@ -173,7 +196,7 @@ def _without_path(word: str) -> str:
   return word
 
 
-def row_of(result: dict, arguments: Sequence[str]) -> dict:
+def row_of(result: dict, arguments: Sequence[str], variant: str) -> dict:
   """One line of the table; the floor is the highest trivial model."""
   name, floor = max(result['floors'].items(), key=lambda item: item[1])
   accuracy = result['test']['accuracy']
@@ -192,6 +215,7 @@ def row_of(result: dict, arguments: Sequence[str]) -> dict:
     'train_seconds': seconds['train'],
     'waiting_share': round(share, 4),
     'command': ' '.join(['python', *words]),
+    'variant': variant,
   }
   return {column: row[column] for column in COLUMNS}
 
@@ -207,6 +231,12 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     '--preset', default='modern', choices=('modern', 'repo', 'paper')
   )
   parser.add_argument('--quick', action='store_true')
+  parser.add_argument(
+    '--pretrain', action='store_true', help='self-pretraining before each run'
+  )
+  parser.add_argument(
+    '--matched', action='store_true', help='as many parameters as full'
+  )
   parser.add_argument('--data', help='folder of real data')
   parser.add_argument(
     '--set', action='append', default=[], metavar='--config.KEY=VALUE',
@@ -251,8 +281,8 @@ def main(words: Sequence[str] | None = None) -> int:
       failed.append((cell.name, code))
       return
     result = json.loads((ROOT / cell.workdir / 'result.json').read_text())
-    row = row_of(result, cell.arguments)
-    keys = ('task', 'mechanism', 'preset', 'quick', 'seed')
+    row = row_of(result, cell.arguments, '+'.join(variant(options)))
+    keys = ('task', 'mechanism', 'preset', 'quick', 'variant', 'seed')
     table.merge(options.csv, [row], *keys)
     print(
       f'{cell.name}: {row["test_accuracy"]} percent; floor {row["floor"]} '
@@ -260,9 +290,14 @@ def main(words: Sequence[str] | None = None) -> int:
       flush=True,
     )
 
+  try:
+    cells = grid(options)
+  except ConfigError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return ConfigError.exit_code
   with Signals() as signals:
     run_all(
-      grid(options), max(options.devices, 1), signals, done,
+      cells, max(options.devices, 1), signals, done,
       _environment(options),
     )  # fmt: skip
   if signals.came:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from experiments import run_lra
+from experiments import matching, run_lra
 from experiments.run_lra import Cell, Signals
 
 RESULT = {
@@ -183,7 +183,7 @@ def test_no_path_of_a_machine_gets_into_the_table():
     '--config.data.train=/home/x/imdb.jsonl.gz',
     '--config.data.stand_in=False',
   )
-  assert run_lra.row_of(RESULT, words)['command'] == (
+  assert run_lra.row_of(RESULT, words, '')['command'] == (
     'python --workdir=runs/text-linear-0 '
     '--config.data.train=FOLDER/imdb.jsonl.gz --config.data.stand_in=False'
   )
@@ -211,3 +211,61 @@ def test_a_grid_of_two_runs_is_made_and_made_again(tmp_path):
     assert [row['mechanism'] for row in csv.DictReader(lines)] == [
       'linear', 'local',
     ]  # fmt: skip
+
+
+def test_variants_are_other_runs():
+  words = ['--tasks=image', '--mechanisms=full', '--seeds=4', '--quick']
+  names = {
+    (): 'image-full-4',
+    ('--pretrain',): 'image-full-pretrain-4',
+    ('--matched', '--pretrain'): 'image-full-pretrain-matched-4',
+  }
+  for switches, name in names.items():
+    (only,) = run_lra.grid(run_lra.arguments([*words, *switches]))
+    assert only.name == only.workdir.name == name
+    argument = 'full,preset=modern,quick'
+    argument += ',pretrain' * ('--pretrain' in switches)
+    assert f'--config=configs/lra_image.py:{argument}' in only.arguments
+    row = run_lra.row_of(RESULT, only.arguments, name)
+    assert row['variant'] == name
+
+
+@pytest.mark.parametrize(
+  ('task', 'mechanism'),
+  [('text', 'mega'), ('text', 'synthesizer'), ('retrieval', 'local+s5')],
+)
+def test_matched_models_are_of_the_size_of_full(task, mechanism):
+  (only,) = run_lra.grid(
+    run_lra.arguments(
+      [f'--tasks={task}', f'--mechanisms={mechanism}', '--preset=repo',
+       '--seeds=0', '--matched', '--set=--config.model.num_layers=2'],
+    )
+  )  # fmt: skip
+  flag = only.arguments[-1]
+  assert flag.startswith('--config.model.mlp_width=')
+  width = int(flag.partition('=')[2])
+  path = str(run_lra.CONFIGS / f'lra_{task}.py')
+  overrides = ('model.num_layers=2',)
+
+  def size(argument, *more):
+    return matching.num_params(path, argument, (*overrides, *more))
+
+  base = size('full,preset=repo')
+  sizes = [
+    size(f'{mechanism},preset=repo', f'model.mlp_width={width + d}')
+    for d in (-16, 0, 16)
+  ]
+  distances = [abs(n - base) for n in sizes]
+  assert min(distances) == distances[1]
+  assert sizes[1] <= 1.1 * base
+
+
+def test_a_mechanism_that_is_too_large_is_refused(capsys):
+  words = ['--tasks=text', '--mechanisms=synthesizer', '--matched', '--quick']
+  words += [
+    '--set=--config.mixer.variant=random',
+    '--set=--config.model.width=16',
+  ]
+  words += ['--set=--config.model.head_width=0']
+  assert run_lra.main(words) == 2
+  assert 'model.mlp_width=16' in capsys.readouterr().err
