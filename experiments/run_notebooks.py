@@ -30,6 +30,8 @@ def run(path: pathlib.Path) -> None:
     timeout=TIMEOUT_SECONDS,
     kernel_name='python3',
     resources={'metadata': {'path': str(FOLDER)}},
+    # Of its port it would warn otherwise.
+    extra_arguments=['--Application.log_level=ERROR'],
   ).execute()
 
 
