@@ -1,8 +1,9 @@
 """python -m effformer.data prepare|verify|list [name ...].
 
 prepare makes data ready (download included), verify recomputes counts, hashes
-and labels of what is prepared, list says what is known and what is here. What
-takes many minutes to generate is prepared only where it is named.
+and labels of what is prepared and reads unpacked releases to their end, list
+says what is known and what is here. What takes many minutes to generate is
+prepared only where it is named.
 Exit codes: 0 done, 2 bad usage, 3 data missing or damaged, 130 interrupted.
 """
 
@@ -19,11 +20,14 @@ from effformer.data.catalogue import (
   describe,
   obtain,
   prepared,
+  release,
 )
 from effformer.data.dataset import SPLITS, Dataset, Fingerprint, read_all
 from effformer.errors import ConfigError, DataError, UserError
 
 STOPPED = 130
+# Faults of a release that are printed.
+MAX_SHOWN = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(dest='command', required=True)
   for command, text in (
     ('prepare', 'make data ready for training'),
-    ('verify', 'recompute counts, hashes and labels of prepared data'),
+    (
+      'verify',
+      'recompute counts, hashes and labels of prepared data, and find '
+      'what is wrong with an unpacked release',
+    ),
     ('list', 'what is known, what is prepared, and where'),
   ):
     sub = commands.add_parser(command, help=text, description=text)
@@ -134,20 +142,28 @@ def _report(dataset: Dataset) -> None:
 def _verify(
   names: Sequence[str], folder: pathlib.Path, *, is_asked: bool
 ) -> None:
-  datasets = []
+  datasets, releases, faults = [], {}, []
   for name in names:
     found = prepared(name, folder)
-    if is_asked and not found:
+    if KNOWN[name].release:
+      try:
+        if place := release(name, folder):
+          releases[name] = place
+      except DataError as error:
+        faults.append(f'{name}: {str(error).splitlines()[0]}')
+        continue
+    if is_asked and not found and name not in releases:
       raise DataError(
         f'{name} is not prepared in {folder}.\n'
         f'Run: python -m effformer.data prepare {name}'
       )
     datasets += found
-  if not datasets:
+  if not (datasets or releases or faults):
     raise DataError(
       f'nothing is prepared in {folder}.\nRun: python -m effformer.data prepare'
     )
-  faults = []
+  for name, place in releases.items():
+    faults += _check_release(name, place)
   for dataset in datasets:
     print(f'{dataset.name}: {dataset.origin}')
     for split in SPLITS:
@@ -162,8 +178,26 @@ def _verify(
   if faults:
     raise DataError(
       '\n'.join(faults[:3])
-      + f'\nDelete the folder in {folder} and prepare it again.'
+      + f'\nDelete the folder in {folder} and prepare it again; unpack a '
+      'release again.'
     )
+
+
+def _check_release(name: str, place: pathlib.Path) -> list[str]:
+  """Prints what is wrong with a release; the first of it, and how much."""
+  print(f'{name}: release of LRA in {place}', flush=True)
+  first, count = '', 0
+  for fault in KNOWN[name].faults(place):
+    first, count = first or fault, count + 1
+    if count <= MAX_SHOWN:
+      print(f'  BAD: {fault}', flush=True)
+  if count > MAX_SHOWN:
+    print(f'  and {count - MAX_SHOWN:,} more')
+  if not count:
+    print('  every row and image can be read, none occurs twice')
+    return []
+  more = f' (and {count - 1:,} more)' if count > 1 else ''
+  return [f'{name}: {first}{more}']
 
 
 def _check_split(dataset: Dataset, split: str) -> str:
@@ -172,7 +206,8 @@ def _check_split(dataset: Dataset, split: str) -> str:
   try:
     for row, example in enumerate(read_all(dataset.splits[split])):
       digest.update(example)
-      if not 0 <= example['label'] < dataset.num_classes:
+      has_labels = dataset.num_classes > 1
+      if has_labels and not 0 <= example['label'] < dataset.num_classes:
         return f'row {row}: label {example["label"]} is out of range'
       if dataset.name == 'listops':
         value = listops.evaluate(example['text'])

@@ -49,6 +49,22 @@ def read_release(folder: pathlib.Path) -> dict[str, Iterator[Example]]:
   }  # fmt: skip
 
 
+def faults(folder: pathlib.Path) -> Iterator[str]:
+  """Everything that is wrong with the release, named by file and row."""
+  for split, name in FILES.items():
+    path, count = folder / name, 0
+    try:
+      for row in of_pairs('')(path, ''):
+        count += 1
+        if row.reason:
+          yield f'{path}:{row.number}: {row.reason}'
+    except DataError as error:
+      yield str(error).splitlines()[0]
+      continue
+    if count != COUNTS[split]:
+      yield f'{path}: {count:,} rows, not {COUNTS[split]:,}'
+
+
 def _examples(path: pathlib.Path) -> Iterator[Example]:
   for row in of_pairs('')(path, ''):
     if row.reason:

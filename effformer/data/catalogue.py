@@ -9,10 +9,11 @@ fetches the real ones.
 """
 
 import dataclasses
+import functools
 import inspect
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import tensorflow_datasets as tfds
 
@@ -46,6 +47,7 @@ class Known:
     archive: the official archive, or None.
     release: files of the release of LRA that are needed, or (). Without either
       the data are generated.
+    faults: (folder of the release) -> what is wrong with it, a line each.
     check_text: raises DataError for a text that is not of this task.
     read_rows: reads own data; see `files.load_files`.
     side: of the images, in pixels; 0 where the examples are texts.
@@ -64,6 +66,7 @@ class Known:
   archive: archives.Archive | None = None
   release: tuple[str, ...] = ()
   generated: type | None = None
+  faults: Callable[[pathlib.Path], Iterator[str]] | None = None
   check_text: files.CheckText | None = None
   read_rows: Callable = rows.of_texts
   side: int = 0
@@ -72,6 +75,12 @@ class Known:
 
 
 RELEASE_URL = 'https://storage.googleapis.com/long-range-arena/lra_release.gz'
+
+
+def _pathfinder_faults(size: int, folder: pathlib.Path) -> Iterator[str]:
+  hard = folder / f'pathfinder{size}' / pathfinder_release.HARD
+  return pathfinder_release.faults(hard, size)
+
 
 KNOWN = {
   'listops': Known(
@@ -116,6 +125,7 @@ KNOWN = {
     label_names=('apart', 'cited'),
     stand_in=builders.EffformerRetrievalStandIn,
     release=tuple(aan.FILES.values()),
+    faults=aan.faults,
     counts=aan.COUNTS,
     read_rows=aan.of_pairs,
     has_documents=True,
@@ -131,6 +141,7 @@ KNOWN = {
         f'pathfinder{size}/{pathfinder_release.HARD}/{part}'
         for part in ('imgs', 'metadata')
       ),
+      faults=functools.partial(_pathfinder_faults, size),
       side=size,
       read_rows=images.rows(size),
     )
@@ -271,6 +282,20 @@ def _by_hand(known: Known, manual: pathlib.Path) -> pathlib.Path | None:
       return None
     known.archive.check(path)
     return path
+  return _release(known, manual)
+
+
+def release(name: str, folder: pathlib.Path) -> pathlib.Path | None:
+  """The unpacked release below `folder`, as far as `name` needs it.
+
+  Raises:
+    DataError: parts of it are missing.
+  """
+  known = _known(name)
+  return _release(known, folder / 'downloads' / 'manual')
+
+
+def _release(known: Known, manual: pathlib.Path) -> pathlib.Path | None:
   # Unpacked, the release has its data in a folder of the same name once more.
   places = [manual.joinpath(*('lra_release',) * depth) for depth in (2, 1)]
   for place in places:

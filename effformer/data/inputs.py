@@ -19,12 +19,12 @@ def read_input(name: str, given: str) -> bytes:
   """
   known = catalogue.KNOWN[name]
   if known.side:
-    path = pathlib.Path(given).expanduser()
     try:
+      path = pathlib.Path(given).expanduser()
       return images.read_image(path, known.side)
-    except DataError as error:
+    except (DataError, RuntimeError) as error:
       raise DataError(
-        f'--input={given}: {error}.\n'
+        f'--input={given}: {str(error).rstrip(".")}.\n'
         f'Give an image file of {known.side} x {known.side} pixels.'
       ) from None
   text = _text(given)
@@ -44,9 +44,10 @@ def _text(given: str) -> bytes:
     return given.encode('utf-8', 'surrogateescape')
   try:
     data = pathlib.Path(given[1:]).expanduser().read_bytes()
-  except OSError as error:
+  except (OSError, RuntimeError) as error:
+    reason = getattr(error, 'strerror', None) or str(error).rstrip('.')
     raise DataError(
-      f'--input={given}: {error.strerror}.\n'
+      f'--input={given}: {reason}.\n'
       'Give @FILE; a text that starts with @ goes into a file, too.'
     ) from None
   return data.removesuffix(b'\n').removesuffix(b'\r')

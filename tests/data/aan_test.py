@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
 from effformer import data
+from effformer.data import __main__ as data_main
 from effformer.data import aan, builders, files, pair_stand_in
 from effformer.data.dataset import SPLITS
 from effformer.errors import ConfigError, DataError
@@ -158,6 +160,36 @@ def test_truncated_row_of_the_release_is_named(write):
   folder = release(write, True, {'test': release_rows(PAIRS[:3])[:-30]})
   with pytest.raises(DataError, match=r'pairs.test.tsv:3: 4 columns'):
     data.load('retrieval', directory=folder)
+
+
+def test_verify_finds_every_defect_of_the_release(write, monkeypatch, capsys):
+  def verify(folder):
+    return data_main.main(['verify', 'retrieval', '--directory', folder])
+
+  counts = {'train': 80, 'validation': 4, 'test': 5}
+  monkeypatch.setattr(aan, 'COUNTS', counts)
+  folder = release(write, True)
+  assert verify(folder) == 0
+  rows = release_rows(PAIRS[:4]).splitlines()
+  rows[1] = rows[1].replace('\t', ' ', 1)
+  rows[3] = 'x' + rows[3]
+  change = {
+    'eval': '\n'.join(rows) + '\n', 'test': release_rows(PAIRS[:3])[:-30]
+  }  # fmt: skip
+  assert verify(release(write, True, change)) == 3
+  out, _ = capsys.readouterr()
+  for words in (
+    'pairs.eval.tsv:2: 4 columns',
+    "pairs.eval.tsv:4: label 'x",
+    'pairs.test.tsv:3: 4 columns',
+    'pairs.test.tsv: 3 rows, not 5',
+  ):
+    assert words in out, words
+  assert out.count('BAD') == 4
+  path = f'{folder}/downloads/manual/lra_release/lra_release/tsv_data'
+  os.remove(f'{path}/new_aan_pairs.eval.tsv')
+  assert verify(folder) == 3
+  assert 'not whole' in capsys.readouterr().err
 
 
 def test_stand_in_is_announced(tmp_path, monkeypatch):

@@ -33,6 +33,8 @@ def test_an_image_is_its_grey_values(tmp_path, name):
   [
     ('text', '', 'empty'),
     ('text', '@nowhere', 'No such file'),
+    ('text', '@~no-such-user/x', 'home'),
+    ('image', '~no-such-user/x.png', 'home'),
     ('listops', '[MAX 1 2 )', r'unknown ListOps symbol .*\)'),
     ('image', 'nowhere.png', '32 x 32'),
     ('pathfinder64', '{}/x.png', '32 x 32, not 64 x 64'),

@@ -175,3 +175,11 @@ def test_module_runs_and_debug_has_a_traceback(tmp_path, repository):
   assert str(tmp_path) in plain.stderr
   assert 'Traceback' not in plain.stderr
   assert 'Traceback' in debug.stderr
+
+
+def test_labels_count_for_nothing_where_there_are_none(run):
+  """The language of the reviews is prepared with the reviews."""
+  run('prepare', 'text', '--stand_in')
+  code, out, err = run('verify', 'language')
+  assert (code, err) == (0, '')
+  assert out.count('hash, count and labels agree') == 3

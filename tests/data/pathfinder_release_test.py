@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,14 @@ import pytest
 from PIL import Image
 
 from effformer import data
-from effformer.data import builders, catalogue, dataset, pathfinder
+from effformer.data import __main__ as data_main
+from effformer.data import (
+  builders,
+  catalogue,
+  dataset,
+  pathfinder,
+  pathfinder_release,
+)
 from effformer.data.dataset import SPLITS
 from effformer.errors import DataError
 
@@ -82,10 +90,11 @@ def test_release_is_split_in_a_fixed_order(release):
   assert numbers == dataset.fixed_order(30).tolist() != list(range(30))
 
 
-def test_empty_image_is_left_out(release):
+def test_empty_image_is_named_and_left_out(release, capsys):
   folder, place = release
   (place / 'imgs/2/sample_3.png').write_bytes(b'')
   found = examples(load(folder))
+  assert 'imgs/2/sample_3.png' in capsys.readouterr().err
   assert sum(map(len, found.values())) == 29
 
 
@@ -94,13 +103,17 @@ def test_defects_are_named(release):
   meta = place / 'metadata/10.npy'
   good = meta.read_text()
   for old, new, reason in (
-    ('14.png 14 0', '14.png 14 7', 'line 3 has no label'),
-    ('sample_14.png', 'sample_99.png', 'sample_99.png, which is not there'),
-    ('imgs/10 sample_15.png', '../../x sample_15.png', 'line 4 names'),
-    ('imgs/10 sample_12.png', 'imgs/10', 'line 1 has no label'),
+    ('14.png 14 0', '14.png 14 7', '3\nno label'),
+    (
+      'sample_14.png',
+      'sample_99.png',
+      '3\n.*sample_99.png, which is not there',
+    ),
+    ('imgs/10 sample_15.png', '../../x sample_15.png', '4\nit names'),
+    ('imgs/10 sample_12.png', 'imgs/10', '1\nno label'),
   ):
     meta.write_text(good.replace(old, new, 1))
-    with pytest.raises(DataError, match=rf'10.npy\n.*{reason}'):
+    with pytest.raises(DataError, match=rf'10.npy:{reason}'):
       load(folder)
   meta.write_text(good)
   Image.new('L', (32, 31)).save(place / 'imgs/10/sample_20.png')
@@ -110,6 +123,45 @@ def test_defects_are_named(release):
     path.unlink()
   with pytest.raises(DataError, match='names no images'):
     load(folder)
+
+
+def verify(folder):
+  return data_main.main(['verify', 'pathfinder32', '--directory', str(folder)])
+
+
+def test_verify_finds_every_defect_of_a_release(release, capsys, monkeypatch):
+  monkeypatch.setattr(pathfinder_release, 'COUNT', 30)
+  folder, place = release
+  assert verify(folder) == 0
+  assert 'every row and image can be read' in capsys.readouterr().out
+
+  meta = place / 'metadata/10.npy'
+  meta.write_text(meta.read_text().replace('14.png 14 0', '14.png 14 7'))
+  (place / 'imgs/2/sample_3.png').write_bytes(b'')
+  (place / 'imgs/2/sample_4.png').write_bytes(b'no image')
+  Image.new('L', (32, 31)).save(place / 'imgs/10/sample_20.png')
+  shutil.copy(place / 'imgs/10/sample_21.png', place / 'imgs/10/sample_25.png')
+  (place / 'imgs/10/sample_29.png').unlink()
+  monkeypatch.setattr(pathfinder_release, 'COUNT', 31)
+  assert verify(folder) == 3
+  out, err = capsys.readouterr()
+  for words in (
+    'metadata/10.npy:3: no label',
+    'sample_3.png: an empty file',
+    'sample_4.png: not an image',
+    'sample_20.png: 31 x 32, not 32 x 32',
+    'sample_25.png: the same image as imgs/10/sample_21.png',
+    '10.npy:18: it names imgs/10/sample_29.png, which is not there',
+    'metadata: 30 images, not 31',
+  ):
+    assert words in out, words
+  assert out.count('BAD') == 7
+  assert '(and 6 more)' in err
+  monkeypatch.setattr(data_main, 'MAX_SHOWN', 2)
+  assert verify(folder) == 3
+  out, _ = capsys.readouterr()
+  assert out.count('BAD') == 2
+  assert 'and 5 more' in out
 
 
 def test_without_the_release_the_images_are_ours_and_say_so(tmp_path):
