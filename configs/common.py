@@ -23,6 +23,7 @@ from configs.mechanisms import (
 from configs.values import COUNT, COUNT_OR_NONE, POSITIVE, RATE, SEED, Range
 
 PRESETS = ('paper', 'repo', 'modern')
+SECTIONS = ('model', 'mixer', 'data', 'train', 'pretrain', 'mesh')
 SWITCHES = ('quick', 'pretrain')
 # Tasks whose examples are two texts.
 PAIR_TASKS = ('retrieval',)
@@ -90,7 +91,7 @@ RANGES = {
   'train.log_every_steps': COUNT,
   'train.keep_checkpoints': COUNT,
   'pretrain.num_steps': COUNT_OR_NONE,
-  'pretrain.mask_fraction': RATE,
+  'pretrain.mask_fraction': Range(0, 1, open_low=True, open_high=True),
   'pretrain.learning_rate': POSITIVE,
   'pretrain.warmup_steps': COUNT_OR_NONE,
   'mesh.data': Range(1, also=-1),

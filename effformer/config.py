@@ -153,14 +153,29 @@ def _stored(path: pathlib.Path) -> tuple[ml_collections.ConfigDict, ModuleType]:
     )
   if not isinstance(values, dict):
     refuse(f'--config={path} holds no JSON object', 'give that of a run folder')
-  # Beside the package, wherever the command is started.
+  # That beside the package, wherever the command is started.
   root = str(pathlib.Path(errors.__file__).resolve().parents[1])
-  sys.path.append(root)
+  sys.path.insert(0, root)
   try:
     schema = importlib.import_module('configs.common')
   finally:
     sys.path.remove(root)
+  sections = set(schema.SECTIONS)
+  if not all(isinstance(values.get(name), dict) for name in sections) or any(
+    '.' in key for key in _names(values)
+  ):
+    refuse(
+      f'--config={path} is not the config of a run',
+      f'it has the sections {", ".join(sorted(sections))}',
+    )
   return _with_tuples(ml_collections.ConfigDict(values)), schema
+
+
+def _names(values: dict[str, Any]) -> Iterator[str]:
+  for name, value in values.items():
+    yield name
+    if isinstance(value, dict):
+      yield from _names(value)
 
 
 def _with_tuples(

@@ -187,7 +187,17 @@ def test_the_json_of_a_run_is_its_config_again(tmp_path, monkeypatch, argument):
   assert after.to_dict() == expected
 
 
-@pytest.mark.parametrize('text', ['{', '[1]', '{"seed": 0}', '\xff'])
+DOTTED = json.dumps(
+  {
+    name: {'a.b': 1}
+    for name in ('model', 'mixer', 'data', 'train', 'pretrain', 'mesh')
+  }
+)
+
+
+@pytest.mark.parametrize(
+  'text', ['{', '[1]', '{"seed": 0}', '\xff', '{"mixer": 3}', DOTTED]
+)
 def test_json_that_is_no_config_is_refused(tmp_path, text):
   path = tmp_path / 'config.json'
   path.write_bytes(text.encode('latin-1'))

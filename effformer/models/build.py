@@ -81,6 +81,29 @@ def causal_mechanisms() -> list[str]:
   return [name for name, row in attention.TABLE.items() if row.supports.causal]
 
 
+def stream_refusal(
+  config: ml_collections.ConfigDict, num_tokens: int = 0
+) -> str:
+  """Why a causal model cannot read so many tokens as a stream, '' if it can."""
+  if config.model.extra_tokens:
+    return f'model.extra_tokens={config.model.extra_tokens} have no stream'
+  for layer in layer_configs(config, causal=True):
+    supports = attention.TABLE[layer.mixer].supports
+    if not supports.streaming:
+      return f'{layer.mixer} has no stream'
+    if supports.needs_length and num_tokens > config.data.max_length:
+      return _too_long(num_tokens, config, f'that {layer.mixer} was made for')
+  if config.model.position == 'learned' and num_tokens > config.data.max_length:
+    return _too_long(num_tokens, config, 'whose positions were learnt')
+  return ''
+
+
+def _too_long(num_tokens, config, what):
+  return (
+    f'{num_tokens} tokens are more than the {config.data.max_length} {what}'
+  )
+
+
 def sequence_classifier(
   config: ml_collections.ConfigDict, vocabulary_size: int, num_classes: int
 ) -> classifier.Classifier:

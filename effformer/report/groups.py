@@ -37,8 +37,10 @@ class Group:
   @property
   def name(self) -> str:
     """The mechanism, and the note where there is one."""
-    note = f' ({self.note})' if self.note else ''
-    return self.first['mechanism'] + note
+    stage = self.first.get('pretrain')
+    notes = [f'pretrained, {stage["objective"]}'] if stage else []
+    notes += [self.note] if self.note else []
+    return self.first['mechanism'] + (f' ({", ".join(notes)})' if notes else '')
 
   @property
   def scores(self) -> list[float]:
@@ -110,8 +112,10 @@ def _settings(run: Run) -> dict[str, str]:
 
 def _label(run: Run) -> tuple:
   result = run.result
-  return tuple(
-    result[key] for key in ('task', 'stand_in', 'preset', 'quick', 'mechanism')
+  stage = result.get('pretrain') or {}
+  return (
+    *(result[key] for key in ('task', 'stand_in', 'preset', 'quick')),
+    *(result['mechanism'], stage.get('objective', '')),
   )
 
 

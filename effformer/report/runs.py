@@ -42,7 +42,7 @@ def find(places: Iterable[str | os.PathLike]) -> list[Run]:
       path.parent.resolve()
       for path in place.rglob('config.json')
       # The stage before a run is no run to compare.
-      if path.parent.name != workdir.PRETRAIN
+      if not _is_stage(path.parent)
     }
     if not found:
       raise ConfigError(
@@ -50,6 +50,11 @@ def find(places: Iterable[str | os.PathLike]) -> list[Run]:
       )
     folders |= found
   return [_read(folder) for folder in sorted(folders)]
+
+
+def _is_stage(folder: pathlib.Path) -> bool:
+  is_named_so = folder.name == workdir.PRETRAIN
+  return is_named_so and (folder.parent / 'config.json').exists()
 
 
 def _read(folder: pathlib.Path) -> Run:

@@ -47,6 +47,9 @@ def language(
   def measure_floors() -> dict[str, float]:
     return floors.next_byte(splits['train'], splits['test'])
 
+  if refusal := build.stream_refusal(config):
+    note = f'this model can be trained and scored, but not write: {refusal}'
+    dataset = dataclasses.replace(dataset, notes=(*dataset.notes, note))
   made = make(
     config.task, dataset, tokenizer.encode, model, length, 'causal', ONE_TEXT
   )
@@ -111,14 +114,14 @@ def make(
     shown = 0 if model.has_front else 1
     return logits_BTY, ids_BT[:, shown:], real_BT[:, shown:]
 
-  def sums(params, batch, uniform, **keywords):
+  def sums(params, batch, uniform, rngs=lambda number: None, **keywords):
     """For each row the sums over its guessed tokens, and their number."""
     texts = zip(inputs[::2], inputs[1::2], strict=True)
     total: dict[str, jax.Array] = {}
     for number, (ids, lengths) in enumerate(texts):
       logits_BTY, ids_BT, counts_BT = guesses(
         params, batch[ids], batch[lengths], uniform(number, batch[ids].shape),
-        **keywords,
+        rngs=rngs(number), **keywords,
       )  # fmt: skip
       weight_BT = counts_BT.astype(jnp.float32)
       loss_BT = optax.softmax_cross_entropy_with_integer_labels(
@@ -143,17 +146,15 @@ def make(
 
   def train_objective(params, batch, key, step):
     def uniform(number, shape):
-      return jax.random.uniform(jax.random.fold_in(key, number + 1), shape)
+      return jax.random.uniform(jax.random.fold_in(key, 2 * number + 1), shape)
 
-    total = jax.tree.map(
-      jnp.sum,
-      sums(
-        params, batch, uniform, deterministic=False, step=step,
-        rngs={'dropout': key},
-      ),
-    )  # fmt: skip
+    def rngs(number):
+      return {'dropout': jax.random.fold_in(key, 2 * number)}
+
+    sums_B = sums(params, batch, uniform, rngs, deterministic=False, step=step)
+    total = jax.tree.map(jnp.sum, sums_B)
     values = per_token(total, jnp.maximum(total['tokens'], 1))
-    return values.pop('loss'), values
+    return values.pop('loss'), {**values, 'tokens': total['tokens']}
 
   def measure(params, batch):
     def uniform(number, shape):

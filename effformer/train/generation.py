@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from effformer import data, errors
+from effformer.models import build
 from effformer.models.predictor import Predictor
 from effformer.train import prediction, preemption, screen
 
@@ -21,13 +22,13 @@ class Sampling(NamedTuple):
     num_tokens: tokens to write.
     temperature: logits are divided by it; 0 takes the most probable token.
     top_k: only the so many most probable tokens are drawn; 0 = all.
-    seed: of the draws.
+    sampling_seed: of the draws.
   """
 
   num_tokens: int = 200
   temperature: float = 1.0
   top_k: int = 0
-  seed: int = 0
+  sampling_seed: int = 0
 
 
 def generate(
@@ -64,15 +65,15 @@ def generate(
       '--mode=predict.'
     )
   longest = max(map(len, texts or [b''])) + sampling.num_tokens
-  if config.model.position == 'learned' and longest > config.data.max_length:
+  if refusal := build.stream_refusal(config, longest):
     raise errors.ConfigError(
-      f'{longest} tokens are more than the {config.data.max_length} positions '
-      'that were learnt.\nUse a smaller --num_tokens.'
+      f'this model cannot write: {refusal}.\n'
+      'Use a smaller --num_tokens, or a model without such a limit.'
     )
   found = []
   for number, text in enumerate(texts or [b'']):
     ids_T = task.encode(text, len(text))
-    key = jax.random.fold_in(jax.random.key(sampling.seed), number)
+    key = jax.random.fold_in(jax.random.key(sampling.sampling_seed), number)
     new_T = continue_row(task.model, params, ids_T, key, sampling)
     found.append(task.decode(np.asarray(new_T)))
     console.say('', (text + found[-1]).decode('utf-8', 'replace'))
@@ -85,6 +86,7 @@ def check(sampling: Sampling) -> None:
     ('num_tokens', sampling.num_tokens >= 1, 'at least 1'),
     ('temperature', 0 <= sampling.temperature < float('inf'), 'at least 0'),
     ('top_k', sampling.top_k >= 0, 'at least 0 (0 = all)'),
+    ('sampling_seed', 0 <= sampling.sampling_seed < 2**32, '0 to 4294967295'),
   ):
     if not is_good:
       raise errors.ConfigError(
@@ -102,10 +104,10 @@ def continue_row(
 ) -> jax.Array:
   """Ids [num_tokens] that follow `ids_T`; none of them is padding.
 
-  The row is read in one call; then each token is drawn from the logits of the
-  one before it, and read by `Predictor.extend`, which is what the causal call
-  gives (law of the contract), in constant time where the mechanism has a state
-  of constant size.
+  The row is read in pieces of `max_length`; then each token is drawn from the
+  logits of the one before it, and read by `Predictor.extend`, which is what the
+  causal call gives (law of the contract), in constant time where the mechanism
+  has a state of constant size.
 
   Raises:
     ConfigError: an empty row, where the model has no front vector.
@@ -116,7 +118,7 @@ def continue_row(
     )
   return _written(
     model,
-    sampling._replace(seed=0),
+    sampling._replace(sampling_seed=0),
     params,
     jnp.asarray(ids_T, jnp.int32)[None],
     key,
@@ -141,8 +143,17 @@ def _written(model, sampling, params, ids_1T, key):
     token = draw(logits_Y, key, sampling)
     return extend(token[None, None], stream, False), token
 
-  room = ids_1T.shape[1] + sampling.num_tokens
-  start = extend(ids_1T, model.init_stream(params, 1, room), True)
+  num_tokens = ids_1T.shape[1]
+  stream = model.init_stream(params, 1, num_tokens + sampling.num_tokens)
+  num_whole = max(num_tokens - 1, 0) // model.max_length
+  first = num_tokens - num_whole * model.max_length
+  start = extend(ids_1T[:, :first], stream, True)
+  pieces_N1T = ids_1T[:, first:].reshape(num_whole, 1, model.max_length)
+  start, _ = jax.lax.scan(
+    lambda carry, ids_1T: (extend(ids_1T, carry[1], False), None),
+    start,
+    pieces_N1T,
+  )
   keys = jax.random.split(key, sampling.num_tokens)
   return jax.lax.scan(body, start, keys)[1]
 
@@ -156,4 +167,6 @@ def draw(logits_Y: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
   if 0 < sampling.top_k < size:
     least = jnp.sort(logits_Y)[size - sampling.top_k]
     logits_Y = jnp.where(logits_Y < least, -jnp.inf, logits_Y)
-  return jax.random.categorical(key, logits_Y / sampling.temperature)
+  # Less the largest: else a low temperature makes all of them -inf.
+  logits_Y = (logits_Y - logits_Y.max()) / sampling.temperature
+  return jax.random.categorical(key, logits_Y)

@@ -71,7 +71,7 @@ def known_data(folder: pathlib.Path, name: str) -> Dataset:
   if not classes:
     raise errors.CheckpointError(
       f'{folder / "data.json"} does not name the classes of this run.\n'
-      'Start its training again with the same command, which writes them.'
+      'It is of another version: train again with another --workdir.'
     )
   return Dataset(
     name=name,

@@ -81,11 +81,12 @@ class _RollBack(Exception):
 
 def best_row(run: Run) -> dict[str, Any] | None:
   """The validation row that names the best step so far; ties to the first."""
-  return records.best(
-    run.metrics.rows('validation'),
-    run.task.select,
-    is_lower_better=run.task.is_lower_better,
+  rows = run.metrics.rows('validation')
+  best = records.best(
+    rows, run.task.select, is_lower_better=run.task.is_lower_better
   )
+  # Where no row has a number, the first of them.
+  return best or next(iter(rows), None)
 
 
 def evaluate(run: Run, params: Any, split: str) -> dict[str, float | int]:
@@ -353,6 +354,7 @@ def _evaluate_once(run: Run, current: state.TrainState, position: int) -> None:
   run.screen.say(
     f'step {position}  validation loss {result["loss"]:.4f}  accuracy '
     f'{result["accuracy"]:.4f} of {result["count"]}'
+    + (f', {result["bits"]:.4f} bits a token' if 'bits' in result else '')
     + ('  (best so far)' if is_best else '')
   )
   if is_best:

@@ -29,8 +29,7 @@ def predict(
 ) -> list[dict[str, Any]]:
   """Probabilities of the classes, by the parameters that the test is of.
 
-  Needs the run folder only, not its data; one device does it. Nothing is
-  written.
+  Needs the run folder only, not its data; one device does it.
 
   Args:
     config: of the run.
@@ -80,7 +79,8 @@ def trained(
 ) -> tuple[Task, Any, jax.sharding.Mesh]:
   """Task, parameters and mesh of a run, on one device and without its data.
 
-  The parameters are those that the test is of. Nothing is written.
+  The parameters are those that the test is of. The folder has to be free, and
+  is left as it is but for damaged checkpoints, which are set aside.
 
   Raises:
     ConfigError: there are several processes.
@@ -147,7 +147,8 @@ def _outcome(
 
 
 def _lines(outcome: dict[str, Any], max_length: int) -> list[str]:
-  shown = outcome['input']
+  # Bytes that are no UTF-8 cannot be printed.
+  shown = outcome['input'].encode('utf-8', 'backslashreplace').decode()
   shown = shown if len(shown) <= 70 else f'{shown[:67]}...'
   counts = ' and '.join(f'{count:,}' for count in outcome['tokens'])
   cut = max(outcome['tokens']) > max_length

@@ -1,14 +1,15 @@
 """Self-pretraining: a stage before a run, whose trunk the run starts from.
 
 The stage is a run of its own in the folder `pretrain` of the run: it is resumed
-like any other, and the run begins when it is over.
+like any other, and the run begins when it is over. What is to be known of it
+then stands in the run's pretrain.json, with a digest of the parameters that it
+hands on.
 """
 
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from effformer import errors
 from effformer.config_tracked import untracked
@@ -58,10 +59,8 @@ def merged(made: state.TrainState, stage_params: Any) -> state.TrainState:
     names = tuple(key.key for key in path)
     if names[0].startswith(_HEAD):
       return leaf
-    value = np.asarray(_find(stage_params, names))
-    return jax.make_array_from_callback(
-      leaf.shape, leaf.sharding, lambda index: value[index]
-    )
+    # Stage and run have one mesh, and the same rule for arrays of one shape.
+    return jax.device_put(_find(stage_params, names), leaf.sharding)
 
   params = jax.tree_util.tree_map_with_path(choose, made.params)
   return made.replace(params=params)

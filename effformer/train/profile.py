@@ -1,14 +1,15 @@
 """--mode=profile: a trace of a few training steps."""
 
+import contextlib
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import ml_collections
 
 from effformer import errors
 from effformer.train import (
-  durable,
   loop,
   screen,
   session,
@@ -51,6 +52,9 @@ def profile(
     )
   with workdir.open_workdir(path, locked=jax.process_index() == 0) as folder:
     place = folder / 'profile'
+    if jax.process_count() > 1:
+      # Processes on one machine would write into each other's folders.
+      place = place / str(jax.process_index())
     task, program = session.build(config, console)
     step = setup.compile_steps(program, console, screen.Clock()).train
     state = program.first_state()
@@ -68,24 +72,14 @@ def profile(
         for _ in range(WARM_UP):
           state, metrics, _ = advance(state)
         jax.block_until_ready((state, metrics))
-      try:
-        with (
-          console.heartbeat(f'tracing {STEPS} steps'),
-          jax.profiler.trace(str(place), create_perfetto_trace=True),
-        ):
-          start = time.monotonic()
-          for number in range(STEPS):
-            with jax.profiler.StepTraceAnnotation('train', step_num=number):
-              state, metrics, waited = advance(state)
-              jax.block_until_ready((state, metrics))
-              waiting += waited
-          seconds = time.monotonic() - start
-      except (OSError, RuntimeError) as error:
-        reason = durable.reason(error) if isinstance(error, OSError) else error
-        raise errors.CheckpointError(
-          f'no trace could be written to {place}: {reason}\n'
-          'Give another --workdir.'
-        ) from error
+      with console.heartbeat(f'tracing {STEPS} steps'), _trace(place):
+        start = time.monotonic()
+        for number in range(STEPS):
+          with jax.profiler.StepTraceAnnotation('train', step_num=number):
+            state, metrics, waited = advance(state)
+            jax.block_until_ready((state, metrics))
+            waiting += waited
+        seconds = time.monotonic() - start
   console.say(
     f'{STEPS} steps in {seconds:.2f} s while traced, '
     f'{100 * waiting / seconds:.1f}% of it waiting for data',
@@ -94,3 +88,28 @@ def profile(
     f'--logdir={place} (with the package xprof)',
   )
   return place
+
+
+@contextlib.contextmanager
+def _trace(place: pathlib.Path) -> Iterator[None]:
+  """Traces what runs in it; CheckpointError where that cannot be written."""
+
+  def refuse(error):
+    return errors.CheckpointError(
+      f'no trace could be written to {place}: {error}\nGive another --workdir.'
+    )
+
+  try:
+    jax.profiler.start_trace(str(place), create_perfetto_trace=True)
+  except (OSError, RuntimeError, ValueError) as error:
+    raise refuse(error) from error
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+      jax.profiler.stop_trace()
+    raise
+  try:
+    jax.profiler.stop_trace()
+  except (OSError, RuntimeError, ValueError) as error:
+    raise refuse(error) from error

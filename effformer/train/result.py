@@ -127,7 +127,7 @@ def lines(result: dict[str, Any]) -> list[str]:
   """The result for people: the score beside its floors, and what it is."""
   test, validation = result['test'], result['validation']
   data = 'STAND-IN DATA (not a score)' if result['stand_in'] else 'real data'
-  bits = []
+  bits, stage = [], result.get('pretrain')
   if 'bits' in test:
     bits = [
       f'test bits a token   {test["bits"]:.4f}  over {test["tokens"]:,} tokens'
@@ -146,4 +146,13 @@ def lines(result: dict[str, Any]) -> list[str]:
     f'{result["task"]}, {result["mechanism"]}, preset {result["preset"]}'
     f'{", quick" if result["quick"] else ""}, seed {result["seed"]}, '
     f'{result["num_params"]:,} parameters, {result["steps"]} steps',
+    *(
+      [
+        f'pretrained on its own inputs before: {stage["objective"]}, '
+        f'{stage["num_steps"]} steps, {stage["validation"]["bits"]:.4f} bits a '
+        'guessed token'
+      ]
+      if stage
+      else []
+    ),
   ]

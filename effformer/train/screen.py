@@ -148,8 +148,9 @@ class Screen:
     """Reports a step; without a terminal at most a line every ten seconds."""
     if self._quiet:
       return
+    bits = f'bits {metrics["bits"]:.3f}  ' if 'bits' in metrics else ''
     text = (
-      f'loss {metrics["loss"]:.4f}  acc {metrics["accuracy"]:.3f}  '
+      f'loss {metrics["loss"]:.4f}  {bits}acc {metrics["accuracy"]:.3f}  '
       f'lr {metrics["learning_rate"]:.2e}  '
       f'{clock.steps_per_second():.3g} steps/s  '
       f'waiting {100 * clock.waiting_share():.1f}%  ETA {duration(eta)}'

@@ -6,7 +6,7 @@ Beside it: `prediction` and `profile`.
 import contextlib
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -18,6 +18,7 @@ from effformer import errors, tasks
 from effformer.tasks.task import Task
 from effformer.train import (
   checkpoint,
+  durable,
   identity,
   introduction,
   loop,
@@ -34,7 +35,11 @@ from effformer.train import (
 
 def dry_run(config: ml_collections.ConfigDict, console: screen.Screen) -> None:
   """Builds and compiles everything, trains nothing, writes no run folder."""
-  _, program = build(config, console)
+  task, program = build(config, console)
+  if stage := _stage(config, task, program):
+    console.say('the stage before it:')
+    setup.compile_steps(stage.program, console, screen.Clock())
+    console.say('the run:')
   setup.compile_steps(program, console, screen.Clock())
   console.say('dry run: all is well; nothing was trained, no run was written')
 
@@ -53,9 +58,11 @@ def train(
       console.say(*result.lines(done))
       return done
     task, program = build(config, console)
-    stage = None
-    if config.pretrain.num_steps:
-      program, stage = _pretrained(config, task, program, folder, stop, console)
+    if stage := _stage(config, task, program):
+      # A start that never came to its first step binds nobody.
+      _write_config(folder, config)
+      facts = _pretrain(stage, folder, stop, console)
+      program = _after(stage, facts, program, folder, console)
     run, current, cost = _advanced(config, task, program, folder, stop, console)
     with stop.loop():
       row, params = selected(run, current)
@@ -66,7 +73,7 @@ def train(
       floors = run.task.floors()
     outcome = result.make(run, current, row, test, floors, cost)
     if stage:
-      outcome['pretrain'] = stage()
+      outcome['pretrain'] = facts
     run.metrics.close()
     run.board.close()
     if jax.process_index() == 0:
@@ -88,54 +95,85 @@ def _advanced(config, task, program, folder, stop, console):
   return run, current, steps.cost
 
 
-def _pretrained(config, task, program, folder, stop, console):
-  """Brings the stage before a run to its end, where that is still to be done.
+class _Stage(NamedTuple):
+  """The stage before a run."""
 
-  Returns:
-    The program, whose first state has the trunk of the stage; and a function
-    that gives what is to be known of the stage.
-  """
+  config: ml_collections.ConfigDict
+  task: Task
+  program: setup.Program
+
+
+def _stage(config, task, program) -> _Stage | None:
+  """The stage that a config asks for, if it fits the run."""
+  if not config.pretrain.num_steps:
+    return None
   own = pretraining.stage_config(config)
   stage_task = tasks.pretraining(own, task)
-  stage_program = setup.build(own, stage_task)
+  stage = _Stage(own, stage_task, setup.build(own, stage_task))
   pretraining.check(
-    program.abstract.params, stage_program.abstract.params, config
+    program.abstract.params, stage.program.abstract.params, config
   )
-  path = folder / workdir.PRETRAIN
-  if not workdir.has_begun(folder):
-    console.say(
-      f'pretraining ({config.pretrain.objective}): '
-      f'{own.train.num_steps:,} steps on the inputs of {task.name}'
-    )
-    with opened(own, str(path), console) as place:
-      run, current, _ = _advanced(
-        own, stage_task, stage_program, place, stop, console
-      )
-      selected(run, current)
-      run.metrics.close()
-      run.board.close()
-    console.say(f'pretraining is over; training on {task.name} begins')
+  return stage
 
-  def best():
-    silent = screen.Screen(quiet=True)
-    run, current = resume(
-      own, stage_task, stage_program, path, stop, silent, is_writer=False
+
+def _pretrain(stage, folder, stop, console) -> dict[str, Any]:
+  """Brings the stage to its end, where that is still to be done.
+
+  Returns:
+    What is to be known of it, as in the run's pretrain.json.
+  """
+  facts = durable.read_json(folder / 'pretrain.json')
+  if workdir.has_begun(folder) and facts is not None:
+    return facts
+  config, path = stage.config, folder / workdir.PRETRAIN
+  console.say(
+    f'pretraining ({config.pretrain.objective}): '
+    f'{config.train.num_steps:,} steps on the inputs of {stage.task.name}'
+  )
+  with opened(config, str(path), console) as place:
+    if facts is not None:
+      # Done; only looked at, to see that config and data are the same.
+      identity.check_data(place, stage.task.dataset)
+      return facts
+    run, current, _ = _advanced(
+      config, stage.task, stage.program, place, stop, console
     )
-    require_evaluated(run, path)
-    return selected(run, current)
+    row, params = selected(run, current)
+    digest = state.digest(params)
+    run.metrics.close()
+    run.board.close()
+  facts = {
+    'objective': config.pretrain.objective,
+    'num_steps': config.train.num_steps,
+    'validation': row,
+    'params_sha256': digest,
+  }
+  if jax.process_index() == 0:
+    records.write_json(folder / 'pretrain.json', facts)
+  console.say(f'pretraining is over; training on {stage.task.name} begins')
+  return facts
+
+
+def _after(stage, facts, program, folder, console) -> setup.Program:
+  """The program, whose first state has the trunk that the stage hands on."""
 
   def first_state():
-    row, params = best()
-    console.say(
-      f'starting from the pretrained parameters of step {row["step"]}'
+    step = facts['validation']['step']
+    best = checkpoint.Checkpoints(
+      folder / workdir.PRETRAIN / 'checkpoints' / 'best', keep=1
     )
+    abstract = stage.program.abstract.params
+    params = best.restore(step, abstract).state
+    if state.digest(params) != facts['params_sha256']:
+      raise errors.CheckpointError(
+        f'the pretrained parameters in {best.directory} are not those that '
+        'this run began with.\nPut them back, or train again with another '
+        '--workdir.'
+      )
+    console.say(f'starting from the pretrained parameters of step {step}')
     return pretraining.merged(program.first_state(), params)
 
-  def facts():
-    row, _ = best()
-    return {'objective': own.pretrain.objective, 'validation': row}
-
-  return program._replace(first_state=first_state), facts
+  return program._replace(first_state=first_state)
 
 
 def evaluate(
@@ -174,7 +212,9 @@ def evaluate(
     for split, score in scores.items():
       console.say(
         f'{split:<10} accuracy {100 * score["accuracy"]:.2f} of '
-        f'{score["count"]}, loss {score["loss"]:.4f} (step {row["step"]})'
+        f'{score["count"]}, loss {score["loss"]:.4f}'
+        + (f', {score["bits"]:.4f} bits a token' if 'bits' in score else '')
+        + f' (step {row["step"]})'
       )
     for name, accuracy in outcome.get('floors', {}).items():
       console.say(f'{"floor":<10} accuracy {100 * accuracy:.2f}  {name}')
@@ -258,6 +298,11 @@ def _write_identity(
   identity.check_data(folder, task.dataset)
   if jax.process_index() == 0:
     identity.write_data(folder, task.dataset)
+  _write_config(folder, config)
+
+
+def _write_config(folder, config):
+  if jax.process_index() == 0:
     records.write_json(folder / 'config.json', config_lib.to_json_dict(config))
 
 

@@ -11,7 +11,8 @@ from effformer.train import state as state_lib
 from effformer.train.optimiser import Schedule
 
 # (params, batch, key, step) -> (loss, values to report); both means over the
-# batch.
+# batch, or over so many tokens as the value `tokens` says, which is not
+# reported.
 Objective = Callable[
   [Any, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, Any]]
 ]
@@ -28,15 +29,17 @@ def make_train_step(
   """A function (state, batch) -> (state, metrics), to be jitted.
 
   With `accumulate_steps` > 1 the batch is cut into so many equal parts whose
-  gradients are averaged: the same update at a fraction of the memory. Where
-  the loss or the gradient norm is not finite, `finite` is 0 and parameters
-  and optimiser state stay as they were; only the step moves on.
+  gradients are averaged, weighed by their tokens where these are counted: the
+  same update at a fraction of the memory. Where the loss or the gradient norm
+  is not finite, `finite` is 0 and parameters and optimiser state stay as they
+  were; only the step moves on.
   """
   gradient = jax.value_and_grad(objective, has_aux=True)
 
   def accumulated(params, batch, key, step):
     if accumulate_steps == 1:
-      return gradient(params, batch, key, step)
+      (loss, values), grads = gradient(params, batch, key, step)
+      return (loss, _reported(values)), grads
 
     # Part a takes the rows a, a + A, ...: this cut leaves every device with
     # its own rows, a contiguous one would move them.
@@ -47,16 +50,26 @@ def make_train_step(
 
     def body(total, element):
       part, index = element
-      result = gradient(params, part, jax.random.fold_in(key, index), step)
-      return jax.tree.map(jnp.add, total, result), None
+      (loss, values), grads = gradient(
+        params, part, jax.random.fold_in(key, index), step
+      )
+      weight = values.get('tokens', jnp.ones(()))
+      result = jax.tree.map(
+        lambda leaf: leaf * weight.astype(leaf.dtype),
+        ((loss, _reported(values)), grads),
+      )
+      return jax.tree.map(jnp.add, total, (result, weight)), None
 
     batches = jax.tree.map(parts, batch)
     indices = jnp.arange(accumulate_steps)
     first = jax.tree.map(lambda leaf: leaf[0], batches)
-    shapes = jax.eval_shape(gradient, params, first, key, step)
+    (loss, values), grads = jax.eval_shape(gradient, params, first, key, step)
+    shapes = (((loss, _reported(values)), grads), jnp.ones(()))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(body, zeros, (batches, indices))
-    return jax.tree.map(lambda leaf: leaf / accumulate_steps, total)
+    (total, weight), _ = jax.lax.scan(body, zeros, (batches, indices))
+    # Nothing may have been hidden.
+    weight = jnp.maximum(weight, 1)
+    return jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), total)
 
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -83,3 +96,7 @@ def make_train_step(
     return state_lib.TrainState(params, opt_state, state.step + 1), metrics
 
   return train_step
+
+
+def _reported(values):
+  return {name: value for name, value in values.items() if name != 'tokens'}

@@ -78,7 +78,7 @@ def test_from_config_to_loss(config_of, name):
   assert 0 < loss < 3 * np.log(num_classes)
   measured = task.measure(params, batch)
   assert measured[task.select].shape == (4,)
-  assert set(values) == {'accuracy', *(['bits'] if is_language else [])}
+  assert set(values) == {'accuracy', *(['bits', 'tokens'] * is_language)}
   # Every text of an example is read.
   for key in task.inputs:
     if key.endswith('ids_BT'):

@@ -6,11 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from effformer import data, tasks
 from effformer.data.dataset import MemorySource, Windows
 from effformer.tasks import floors, tokens
+from effformer.train import state, step
 from tests.train.tiny_run import tiny_config, tiny_dataset
 
 Y, T = 6, 5
@@ -89,19 +91,22 @@ def test_causal_guesses_each_token_from_the_one_before(has_front):
 
 
 @pytest.mark.parametrize('has_front', [False, True])
-def test_masked_guesses_hidden_tokens_only(has_front):
-  task = make('masked', has_front)
-  # All rows of the table that are not of hidden tokens give nan if used.
-  only = {'table': np.where(np.arange(Y + 1)[:, None] == Y, TABLE_YY, 9.0)}
-  measured = task.measure(only, BATCH)
-  count_B = np.asarray(measured['tokens'])
-  assert ((count_B >= 0) & (count_B <= BATCH['lengths_B'])).all()
-  for b in range(2):
-    row = [i for i in IDS_BT[b] if i]
-    sums = sorted(-LOG_P[Y, i] for i in row)
-    total = measured['loss'][b] * count_B[b]
-    k = int(count_B[b])
-    assert sum(sums[:k]) - 1e-4 <= total <= sum(sums[len(row) - k :]) + 1e-4
+def test_masked_guesses_the_hidden_tokens_and_no_others(has_front):
+  measured = make('masked', has_front).measure(PARAMS, BATCH)
+  hidden = []
+  for b, index in enumerate(BATCH['index_B']):
+    key = jax.random.fold_in(jax.random.key(0), index)
+    hidden.append(jax.random.uniform(key, (T,)) < 0.5)
+    pairs = [
+      (Y, i) for i, h in zip(IDS_BT[b], hidden[b], strict=True) if i and h
+    ]
+    assert measured['tokens'][b] == len(pairs) > 0
+    loss, accuracy = of_pairs(pairs)
+    np.testing.assert_allclose(measured['loss'][b], loss, rtol=1e-5)
+    np.testing.assert_allclose(measured['accuracy'][b], accuracy, rtol=1e-6)
+  # Padding would be hidden, too, and one real token is not.
+  assert np.any(np.array(hidden) & (IDS_BT == 0))
+  assert np.any(~np.array(hidden) & (IDS_BT > 0))
 
 
 def test_an_evaluation_hides_the_same_tokens_wherever_a_row_stands():
@@ -219,3 +224,61 @@ def test_floors_of_the_next_byte():
     'most_frequent_byte': 1 / 3,
     'bigram': 2 / 3,
   }
+
+
+@pytest.mark.parametrize('objective', ['causal', 'masked'])
+def test_parts_of_a_batch_give_the_same_update(objective):
+  """Though rows, and so parts, have unequal numbers of guessed tokens."""
+  task = make(objective)
+  transform = optax.sgd(1.0)
+  batch = {
+    'ids_BT': np.tile(IDS_BT, (4, 1)),
+    'lengths_B': np.array([5, 3, 2, 1, 5, 4, 3, 2]),
+  }
+
+  def uniform(key, shape):
+    # The same for a row whatever the part that it is in.
+    return jnp.where(jnp.arange(shape[1])[None] < 3, 0.0, 1.0) * jnp.ones(shape)
+
+  results = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax.random, 'uniform', uniform)
+    for parts in (1, 2, 4):
+      train_step = step.make_train_step(
+        task.objective,
+        transform,
+        lambda _: 1.0,
+        seed=0,
+        accumulate_steps=parts,
+      )
+      params = {'table': jnp.asarray(TABLE_YY)}
+      first = state.TrainState(
+        params, transform.init(params), jnp.zeros((), int)
+      )
+      after, metrics = jax.jit(train_step)(first, batch)
+      assert 'tokens' not in metrics
+      results.append((after.params, metrics['loss'], metrics['bits']))
+  for other in results[1:]:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      results[0],
+      other,
+    )
+
+
+def test_nothing_hidden_is_no_update_and_no_nan():
+  task = make('masked', share=1e-9)
+  loss, values = task.objective(PARAMS, BATCH, jax.random.key(0), 0)
+  assert loss == 0
+  assert values['tokens'] == 0
+
+
+def test_a_model_that_cannot_write_says_so_before_it_is_trained():
+  for mechanism, words in (
+    ('reformer', 'reformer has no stream'),
+    ('linear', ''),
+  ):
+    config = tiny_config(mechanism, model__pooling='cls')
+    notes = tokens.language(config, tiny_dataset()).dataset.notes
+    assert len(notes) == bool(words)
+    assert words in ''.join(notes)

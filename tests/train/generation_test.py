@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from effformer import errors, tasks
+from effformer.models import build
 from effformer.train import generation, prediction, preemption, session
 from tests.train.tiny_run import quiet_screen, tiny_config
 
@@ -51,9 +52,7 @@ def test_the_most_probable_token_by_the_whole_call(run, text):
     run, [text] if text else [], num_tokens=9, temperature=0
   )
   task, params, _ = prediction.trained(
-    *map(lambda x: x if x is run[0] else str(x), run),
-    preemption.Stop(),
-    quiet_screen(),
+    run[0], str(run[1]), preemption.Stop(), quiet_screen()
   )
   apply = jax.jit(task.model.apply)
   row = text.encode()
@@ -70,7 +69,8 @@ def test_the_most_probable_token_by_the_whole_call(run, text):
 
 def test_one_seed_one_text(run):
   first, second, third = (
-    write(run, ['a', 'a'], num_tokens=30, seed=seed)[0] for seed in (1, 1, 2)
+    write(run, ['a', 'a'], num_tokens=30, sampling_seed=seed)[0]
+    for seed in (1, 1, 2)
   )
   assert first == second != third
   assert first[0] != first[1]
@@ -117,6 +117,7 @@ def test_draws_follow_the_probabilities(temperature, top_k, kept):
     {'temperature': -1.0},
     {'top_k': -1},
     {'temperature': float('nan')},
+    {'sampling_seed': -1},
   ],
 )
 def test_settings_that_make_no_sense_are_refused(run, sampling):
@@ -124,19 +125,55 @@ def test_settings_that_make_no_sense_are_refused(run, sampling):
     write(run, ['a'], **sampling)
 
 
-def test_learnt_positions_come_to_an_end(run):
-  config = run[0].copy_and_resolve_references()
-  with config.unlocked():
-    config.model.position = 'learned'
-  with pytest.raises(errors.ConfigError):
-    generation.generate(
-      config,
-      str(run[1]),
-      ['a'],
-      Sampling(num_tokens=99),
-      preemption.Stop(),
-      quiet_screen(),
+def test_a_long_text_is_read_in_pieces(run):
+  """Of more than two windows of 16; greedy, beside the same read at once."""
+  task, params, _ = prediction.trained(
+    run[0], str(run[1]), preemption.Stop(), quiet_screen()
+  )
+  ids_T = task.encode(TEXT[:40].encode(), 40)
+  sampling = Sampling(num_tokens=5, temperature=0)
+  found = [
+    np.asarray(
+      generation.continue_row(
+        task.model.clone(max_length=length), params, ids_T,
+        jax.random.key(0), sampling,
+      )
     )
+    for length in (16, 7, 64)
+  ]  # fmt: skip
+  np.testing.assert_array_equal(found[0], found[2])
+  np.testing.assert_array_equal(found[1], found[2])
+
+
+@pytest.mark.parametrize(
+  ('mechanism', 'keys', 'num_tokens', 'words'),
+  [
+    ('reformer', {}, 1, 'reformer has no stream'),
+    ('local+sinkhorn', {'model__num_layers': 2}, 1, 'sinkhorn has no stream'),
+    ('linear', {'model__extra_tokens': 2}, 1, 'extra_tokens=2'),
+    ('synthesizer', {}, 17, '17 tokens are more than the 16'),
+    ('linear', {'model__position': 'learned'}, 17, 'positions were learnt'),
+    ('linear', {'model__position': 'learned'}, 16, ''),
+    ('full', {}, 99, ''),
+  ],
+)
+def test_what_cannot_be_streamed_is_said(mechanism, keys, num_tokens, words):
+  config = tiny_config(mechanism, model__pooling='cls', **keys)
+  refusal = build.stream_refusal(config, num_tokens)
+  assert words in refusal
+  assert bool(words) == bool(refusal)
+
+
+def test_generate_refuses_what_cannot_be_streamed(run, monkeypatch):
+  monkeypatch.setattr(build, 'stream_refusal', lambda *_: 'it is mute')
+  with pytest.raises(errors.ConfigError, match='cannot write: it is mute'):
+    write(run, ['a'])
+
+
+def test_a_low_temperature_writes_no_padding():
+  sampling = Sampling(temperature=1e-38)
+  drawn = generation.draw(jnp.array(LOGITS_Y), jax.random.key(0), sampling)
+  assert drawn == 3
 
 
 def test_a_model_without_a_front_needs_a_text():

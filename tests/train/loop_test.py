@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -278,3 +279,12 @@ def test_r9_a_run_that_cannot_recover_ends(tiny, start, tmp_path, policy):
   _, go = run_poisoned(start, tmp_path, parts)
   with pytest.raises(errors.NonFiniteError):
     go()
+
+
+def test_without_any_number_the_first_row_is_the_best(start, tmp_path):
+  run, _ = start(tmp_path / 'run')
+  rows = [{'step': step, 'accuracy': float('nan')} for step in (4, 8)]
+  run = dataclasses.replace(
+    run, metrics=types.SimpleNamespace(rows=lambda split: rows)
+  )
+  assert loop.best_row(run) is rows[0]

@@ -1,6 +1,7 @@
 """The stage before a run: what it hands on, and that kills change nothing."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -84,10 +85,19 @@ def test_the_stage_is_a_run_of_its_own(config, finished):
   assert max(row['step'] for row in stage) == 6
   validations = [row for row in stage if row['split'] == 'validation']
   best = min(validations, key=lambda row: row['bits'])
-  assert result['pretrain'] == {'objective': 'masked', 'validation': best}
+  facts = json.loads((folder / 'pretrain.json').read_text())
+  assert result['pretrain'] == facts
+  assert facts['objective'] == 'masked'
+  assert facts['num_steps'] == 6
+  assert facts['validation'] == best
   assert 0 < best['tokens'] < 9 * config.data.max_length
   assert max(row['step'] for row in rows(folder)) == 4
-  for words in ('pretraining (masked): 6 steps', 'pretrained parameters of'):
+  for words in (
+    'pretraining (masked): 6 steps',
+    'pretrained parameters of',
+    'pretrained on its own inputs before: masked, 6 steps',
+    'bits a token',
+  ):
     assert words in printed
   assert not (folder / 'pretrain' / 'result.json').exists()
 
@@ -140,6 +150,60 @@ def test_a_run_that_has_begun_does_not_repeat_the_stage(config, tmp_path):
   assert workdir.has_begun(tmp_path)
   _, printed = train(config, tmp_path)
   assert 'pretraining' not in printed
+
+
+def test_a_stage_that_is_gone_is_missed_only_where_it_is_needed(
+  config, tmp_path
+):
+  with pytest.raises(errors.Preempted):
+    train(config, tmp_path, StopAfter(12))
+  shutil.rmtree(tmp_path / 'pretrain')
+  result, _ = train(config, tmp_path)
+  assert result['pretrain']['num_steps'] == 6
+
+
+@pytest.mark.parametrize('damage', ['other', 'gone'])
+def test_other_pretrained_parameters_are_refused(
+  config, finished, tmp_path, damage
+):
+  folder = tmp_path / 'run'
+  shutil.copytree(finished[0], folder)
+  for name in ('result.json', 'metrics.jsonl'):
+    (folder / name).unlink()
+  shutil.rmtree(folder / 'checkpoints')
+  if damage == 'other':
+    facts = json.loads((folder / 'pretrain.json').read_text())
+    facts['params_sha256'] = 'x'
+    (folder / 'pretrain.json').write_text(json.dumps(facts))
+  else:
+    shutil.rmtree(folder / 'pretrain/checkpoints/best')
+  with pytest.raises(errors.CheckpointError):
+    train(config, folder)
+
+
+def test_a_run_begins_with_the_parameters_of_the_stage(config, finished):
+  """From the state alone, without the functions that hand it on."""
+  folder, result, _ = finished
+  copy = folder.parent / 'again'
+  shutil.copytree(folder, copy)
+  for name in ('result.json', 'metrics.jsonl'):
+    (copy / name).unlink()
+  shutil.rmtree(copy / 'checkpoints')
+  again, _ = train(config, copy)
+  assert again['state_sha256'] == result['state_sha256']
+  plain = config.copy_and_resolve_references()
+  with plain.unlocked():
+    plain.pretrain.num_steps = 0
+  other, _ = train(plain, folder.parent / 'plain')
+  assert other['state_sha256'] != result['state_sha256']
+
+
+def test_a_dry_run_looks_at_the_stage(config):
+  console = quiet_screen()
+  session.dry_run(config, console)
+  printed = console.console.file.getvalue()
+  assert 'the stage before it' in printed
+  assert printed.count('compiled in') == 2
 
 
 def test_other_keys_of_the_stage_are_another_run(config, finished):
