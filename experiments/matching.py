@@ -17,6 +17,10 @@ from effformer.errors import ConfigError
 
 BASE = 'full'
 MOST = 1.1
+# Settings of a mechanism, and of single layers.
+_OWN = (
+  *('mixer.', 'model.layers.', '--config.mixer.', '--config.model.layers.'),
+)
 # Widths that vector units like.
 STEP = 16
 
@@ -27,20 +31,25 @@ def mlp_width(path: str, argument: str, overrides: tuple[str, ...]) -> int:
   Args:
     path: of the config file.
     argument: mechanism first, as in 'mega,preset=modern,quick'.
-    overrides: 'KEY=VALUE' of --config.KEY=VALUE, for both models where they
-      do not start with 'mixer.'.
+    overrides: 'KEY=VALUE' of --config.KEY=VALUE; the base goes without those of
+      the mechanism and of single layers.
 
   Raises:
     ConfigError: no width keeps the rule.
   """
   _, comma, rest = argument.partition(',')
   # Settings of the mechanism mean nothing to the base.
-  shared = tuple(key for key in overrides if 'mixer.' not in key)
+  shared = tuple(word for word in overrides if not word.startswith(_OWN))
   base = num_params(path, f'{BASE}{comma}{rest}', shared)
   low, high = (
     num_params(path, argument, (*overrides, f'model.mlp_width={STEP * i}'))
     for i in (1, 2)
   )
+  if high == low:
+    raise ConfigError(
+      f'{argument}: no layer heeds model.mlp_width.\n'
+      'Leave --matched out, or mlp_width out of model.layers.'
+    )
   # The number of parameters is linear in the width.
   steps = max(round(1 + (base - low) / (high - low)), 1)
   if low + (steps - 1) * (high - low) > MOST * base:
@@ -68,5 +77,5 @@ def num_params(path: str, argument: str, overrides: tuple[str, ...]) -> int:
     fingerprints={},
   )
   task = tasks.make(config, dataset)
-  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  shapes = jax.eval_shape(lambda: task.init(jax.random.key(0)))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

@@ -149,9 +149,12 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
     'parameters | steps | steps/s |',
     '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
   ]
-  groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+  groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
   for row in rows:
-    groups.setdefault((row['task'], row['mechanism']), []).append(row)
+    notes = row['preset'] * (row['preset'] != 'modern'), row['variant']
+    note = ', '.join(filter(None, notes))
+    name = row['mechanism'] + (f' ({note})' if note else '')
+    groups.setdefault((row['task'], name), []).append(row)
   for (task, mechanism), group in groups.items():
     tests = [float(row['test_accuracy']) for row in group]
     score = f'{statistics.mean(tests):.1f}'

@@ -30,6 +30,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
+
 from effformer.errors import ConfigError
 from experiments import matching, table
 
@@ -70,8 +72,8 @@ class Cell(NamedTuple):
   workdir: pathlib.Path
 
 
-def grid(options) -> list[Cell]:
-  """The cells, seed by seed."""
+def grid(options, refused: list[tuple[str, int]]) -> list[Cell]:
+  """The cells, seed by seed; what cannot be run goes to `refused`."""
   cells = []
   for seed, task, mechanism in itertools.product(
     options.seeds, options.tasks, options.mechanisms
@@ -84,9 +86,13 @@ def grid(options) -> list[Cell]:
     argument = ','.join([mechanism, f'preset={options.preset}', *switches])
     sizes = []
     if options.matched:
-      width = matching.mlp_width(
-        str(CONFIGS / f'lra_{task}.py'), argument, tuple(options.set)
-      )
+      path = str(CONFIGS / f'lra_{task}.py')
+      try:
+        width = matching.mlp_width(path, argument, tuple(options.set))
+      except ConfigError as error:
+        print(f'{name}: error: {error}', file=sys.stderr)
+        refused.append((name, ConfigError.exit_code))
+        continue
       sizes = [f'--config.model.mlp_width={width}']
     own = [
       f'--config.data.{key}={options.data}/{file}'
@@ -95,13 +101,8 @@ def grid(options) -> list[Cell]:
     ]
     arguments = (
       *('-m', 'effformer.main', f'--config=configs/lra_{task}.py:{argument}'),
-      *(
-        f'--workdir={workdir}',
-        f'--config.seed={seed}',
-        *own,
-        *options.set,
-        *sizes,
-      ),
+      *(f'--workdir={workdir}', f'--config.seed={seed}', *own, *options.set),
+      *sizes,
     )
     cells.append(Cell(name, arguments, workdir))
   return cells
@@ -290,11 +291,10 @@ def main(words: Sequence[str] | None = None) -> int:
       flush=True,
     )
 
-  try:
-    cells = grid(options)
-  except ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return ConfigError.exit_code
+  if options.matched:
+    # The accelerators are for the runs.
+    jax.config.update('jax_platforms', 'cpu')
+  cells = grid(options, failed)
   with Signals() as signals:
     run_all(
       cells, max(options.devices, 1), signals, done,

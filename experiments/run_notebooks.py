@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 600
 
 
 def run(path: pathlib.Path) -> None:
-  """Executes a notebook; raises CellExecutionError where a cell fails."""
+  """Executes a notebook; raises what nbclient does where a cell fails."""
   notebook = nbformat.read(path, as_version=4)
   nbclient.NotebookClient(
     notebook,
@@ -43,7 +43,10 @@ def main(names: Sequence[str]) -> int:
     start = time.monotonic()
     try:
       run(path)
-    except nbclient.exceptions.CellExecutionError as error:
+    except (
+      nbclient.exceptions.CellControlSignal,
+      nbclient.exceptions.DeadKernelError,
+    ) as error:
       print(error)
       failed.append(path.name)
     print(f'{path.name}: {time.monotonic() - start:.0f} s', flush=True)

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from effformer import errors
 from experiments import matching, run_lra
 from experiments.run_lra import Cell, Signals
 
@@ -46,7 +47,7 @@ def test_seeds_come_first_and_commands_are_whole():
      '--quick', '--data=/real', '--workdir=/runs',
      '--set=--config.train.num_steps=3'],
   )  # fmt: skip
-  cells = run_lra.grid(options)
+  cells = run_lra.grid(options, [])
   assert [c.name for c in cells[:5]] == [
     'text-linear-0', 'text-local+full-0', 'listops-linear-0',
     'listops-local+full-0', 'text-linear-1',
@@ -115,7 +116,7 @@ def test_a_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     cell('bad', 'raise SystemExit(3)', tmp_path / 'bad'),
     cell('good', '', good),
   ]
-  monkeypatch.setattr(run_lra, 'grid', lambda options: cells)
+  monkeypatch.setattr(run_lra, 'grid', lambda options, failed: cells)
   file = tmp_path / 'table.csv'
   assert run_lra.main([f'--csv={file}']) == 1
   assert 'bad failed with exit code 3' in capsys.readouterr().out
@@ -133,7 +134,7 @@ def test_rows_of_other_runs_stay(tmp_path, monkeypatch):
     folder.mkdir(exist_ok=True)
     (folder / 'result.json').write_text(json.dumps({**RESULT, 'seed': seed}))
     monkeypatch.setattr(
-      run_lra, 'grid', lambda options, f=folder: [cell('x', '', f)]
+      run_lra, 'grid', lambda options, failed, f=folder: [cell('x', '', f)]
     )
     assert run_lra.main([f'--csv={file}']) == 0
   with file.open() as lines:
@@ -221,7 +222,7 @@ def test_variants_are_other_runs():
     ('--matched', '--pretrain'): 'image-full-pretrain-matched-4',
   }
   for switches, name in names.items():
-    (only,) = run_lra.grid(run_lra.arguments([*words, *switches]))
+    (only,) = run_lra.grid(run_lra.arguments([*words, *switches]), [])
     assert only.name == only.workdir.name == name
     argument = 'full,preset=modern,quick'
     argument += ',pretrain' * ('--pretrain' in switches)
@@ -239,7 +240,7 @@ def test_matched_models_are_of_the_size_of_full(task, mechanism):
     run_lra.arguments(
       [f'--tasks={task}', f'--mechanisms={mechanism}', '--preset=repo',
        '--seeds=0', '--matched', '--set=--config.model.num_layers=2'],
-    )
+    ), [],
   )  # fmt: skip
   flag = only.arguments[-1]
   assert flag.startswith('--config.model.mlp_width=')
@@ -260,12 +261,24 @@ def test_matched_models_are_of_the_size_of_full(task, mechanism):
   assert sizes[1] <= 1.1 * base
 
 
-def test_a_mechanism_that_is_too_large_is_refused(capsys):
-  words = ['--tasks=text', '--mechanisms=synthesizer', '--matched', '--quick']
-  words += [
-    '--set=--config.mixer.variant=random',
-    '--set=--config.model.width=16',
-  ]
-  words += ['--set=--config.model.head_width=0']
-  assert run_lra.main(words) == 2
+def test_a_mechanism_that_is_too_large_is_left_out_and_named(capsys):
+  words = ['--tasks=text', '--mechanisms=synthesizer,linear', '--matched']
+  words += ['--set=--config.mixer.variant=random', '--seeds=0', '--quick']
+  refused = []
+  options = run_lra.arguments([*words, '--set=--config.model.width=16'])
+  options.set.remove('--config.mixer.variant=random')
+  cells = run_lra.grid(options, refused)
+  assert [cell.name for cell in cells] == ['text-linear-matched-0']
+  assert refused == [('text-synthesizer-matched-0', 2)]
   assert 'model.mlp_width=16' in capsys.readouterr().err
+
+
+def test_settings_of_a_mechanism_are_not_for_the_base():
+  path = str(run_lra.CONFIGS / 'lra_text.py')
+  own = ('mixer.window=8', 'model.layers.0.window=4')
+  assert matching.mlp_width(path, 'local,quick', own) == matching.mlp_width(
+    path, 'local,quick', ()
+  )
+  all_layers = tuple(f'model.layers.{i}.mlp_width=32' for i in range(2))
+  with pytest.raises(errors.ConfigError, match='no layer heeds'):
+    matching.mlp_width(path, 'local,quick', all_layers)
