@@ -21,7 +21,10 @@ from absl import flags
 from effformer import errors
 from effformer.train import preemption
 
-MODES = ('train', 'eval', 'predict', 'generate', 'profile', 'dry_run')
+MODES = (
+  *('train', 'eval', 'predict', 'generate', 'profile', 'efficiency'),
+  'dry_run',
+)
 _PROGRAM = 'python -m effformer.main'
 
 
@@ -49,8 +52,9 @@ def define_flags() -> flags.FlagValues:
     MODES,
     'train to the end and test; eval: score the run in --workdir; predict: '
     'the classes of each --input by that run; generate: what follows each '
-    '--input; profile: a trace of a few training steps; dry_run: build and '
-    'compile all, train and write nothing.',
+    '--input; profile: a trace of a few training steps; efficiency: '
+    'time and memory beside exact softmax at 1K to 4K tokens; dry_run: build '
+    'and compile all, train and write nothing.',
     flag_values=values,
   )
   flags.DEFINE_multi_string(
@@ -191,6 +195,10 @@ def _run(argv, values, stop) -> None:
     from effformer.train import profile
 
     profile.profile(config, folder, console)
+  elif values.mode == 'efficiency':
+    from effformer.train import efficiency
+
+    efficiency.measure(config, folder, console)
   else:
     run = session.evaluate if values.mode == 'eval' else session.train
     run(config, folder, stop, console)

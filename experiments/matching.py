@@ -12,7 +12,7 @@ import math
 import jax
 
 from effformer import config as config_lib
-from effformer import data, tasks
+from effformer import tasks
 from effformer.errors import ConfigError
 
 BASE = 'full'
@@ -65,17 +65,6 @@ def mlp_width(path: str, argument: str, overrides: tuple[str, ...]) -> int:
 def num_params(path: str, argument: str, overrides: tuple[str, ...]) -> int:
   """Parameters of the model that a command line describes; no data needed."""
   config, _ = config_lib.load(f'{path}:{argument}', overrides)
-  known = data.KNOWN[config.task]
-  dataset = data.Dataset(
-    name=config.task,
-    stand_in=False,
-    origin='none',
-    notes=(),
-    num_classes=known.num_classes,
-    label_names=known.label_names,
-    splits={},
-    fingerprints={},
-  )
-  task = tasks.make(config, dataset)
+  task = tasks.without_data(config)
   shapes = jax.eval_shape(lambda: task.init(jax.random.key(0)))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

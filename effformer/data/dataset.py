@@ -74,6 +74,26 @@ class Dataset:
     return self.label_names or tuple(map(str, range(self.num_classes)))
 
 
+def unloaded(
+  name: str,
+  label_names: Sequence[str],
+  *,
+  stand_in: bool = False,
+  fingerprints: Mapping[str, str] | None = None,
+) -> Dataset:
+  """What is known of a data set whose splits are not there."""
+  return Dataset(
+    name=name,
+    stand_in=stand_in,
+    origin='not loaded',
+    notes=(),
+    num_classes=len(label_names),
+    label_names=tuple(label_names),
+    splits={},
+    fingerprints=fingerprints or {},
+  )
+
+
 class MemorySource:
   """Examples held in memory."""
 

@@ -4,6 +4,7 @@
     groups      runs that differ in their seed only, and their scores
     published   figures of papers, with their source; never mixed with ours
     tables      the tables
+    efficiency  speed and memory over the number of tokens
     plots       the plots (matplotlib, the extra `plots`)
     document    headings, texts, tables and pictures, as Markdown and as HTML
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from effformer.errors import UserError
-from effformer.report import document, groups, plots, runs, tables
+from effformer.report import document, efficiency, groups, plots, runs, tables
 
 TITLE = 'Runs of effformer'
 
@@ -27,8 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument('--no-plots', action='store_true')
   options = parser.parse_args(arguments)
   try:
-    found = runs.find(options.folder)
-    blocks = content(found, with_plots=not options.no_plots)
+    measured = efficiency.find(options.folder)
+    found = runs.find(options.folder, may_be_none=bool(measured))
+    blocks = content(found, measured, with_plots=not options.no_plots)
     document.write(options.out, TITLE, blocks)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
@@ -36,12 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except OSError as error:
     print(f'error: cannot write the report: {error}', file=sys.stderr)
     return 4
-  print(f'{len(found)} runs; written to {options.out / "report.html"}')
+  more = f', {len(measured)} measurements' if measured else ''
+  print(f'{len(found)} runs{more}; written to {options.out / "report.html"}')
   return 0
 
 
 def content(
-  found: Sequence[runs.Run], with_plots: bool = True
+  found: Sequence[runs.Run],
+  measured: Sequence[dict] = (),
+  with_plots: bool = True,
 ) -> list[document.Block]:
   """The whole report."""
   finished = groups.gather(found)
@@ -66,6 +70,7 @@ def content(
   if with_plots:
     blocks += plots.bubbles(finished)
   blocks += tables.details(finished)
+  blocks += efficiency.tables(measured)
   if with_plots:
     blocks += plots.curves(found)
   return blocks

@@ -27,11 +27,13 @@ class Run:
   rows: tuple[dict[str, Any], ...]
 
 
-def find(places: Iterable[str | os.PathLike]) -> list[Run]:
+def find(
+  places: Iterable[str | os.PathLike], *, may_be_none: bool = False
+) -> list[Run]:
   """The runs in these folders and at any depth below, by path, each once.
 
   Raises:
-    ConfigError: a place is no folder, or holds no run.
+    ConfigError: a place is no folder; or holds no run, unless `may_be_none`.
     CheckpointError: a file of a run cannot be read.
   """
   folders = set()
@@ -44,7 +46,7 @@ def find(places: Iterable[str | os.PathLike]) -> list[Run]:
       # The stage before a run is no run to compare.
       if not _is_stage(path.parent)
     }
-    if not found:
+    if not found and not may_be_none:
       raise ConfigError(
         f'{place} holds no run: there is no config.json in it or below.'
       )

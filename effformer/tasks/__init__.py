@@ -7,11 +7,12 @@ import ml_collections
 from effformer import data, errors
 from effformer.data import Dataset
 from effformer.data.builders import PATHFINDER_RESOLUTIONS
+from effformer.data.dataset import unloaded
 from effformer.tasks import image, listops, retrieval, text, tokens
 from effformer.tasks.task import Task
 from effformer.tasks.tokens import pretraining
 
-__all__ = ['TABLE', 'Task', 'make', 'pretraining']
+__all__ = ['TABLE', 'Task', 'make', 'pretraining', 'without_data']
 
 TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'text': text.make,
@@ -39,3 +40,10 @@ def make(
   if dataset is None:
     dataset = data.from_config(config.task, config.data)
   return TABLE[config.task](config, dataset)
+
+
+def without_data(config: ml_collections.ConfigDict) -> Task:
+  """The task of a config, for its model: the official classes, no examples."""
+  known = data.KNOWN[config.task]
+  names = known.label_names or tuple(map(str, range(known.num_classes)))
+  return make(config, unloaded(config.task, names))

@@ -10,6 +10,7 @@ from typing import Any
 import effformer
 from effformer import errors
 from effformer.data import Dataset
+from effformer.data.dataset import unloaded
 from effformer.train import durable, records, workdir
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
@@ -73,15 +74,11 @@ def known_data(folder: pathlib.Path, name: str) -> Dataset:
       f'{folder / "data.json"} does not name the classes of this run.\n'
       'It is of another version: train again with another --workdir.'
     )
-  return Dataset(
-    name=name,
+  return unloaded(
+    name,
+    classes,
     stand_in=bool(facts.get('stand_in')),
-    origin='the data of the run, not loaded',
-    notes=(),
-    num_classes=len(classes),
-    label_names=tuple(classes),
-    splits={},
-    fingerprints=facts.get('fingerprints', {}),
+    fingerprints=facts.get('fingerprints'),
   )
 
 

@@ -339,3 +339,54 @@ def test_a_run_of_ours_is_read(tmp_path):
   from tests.train.session_test import RESULT_KEYS
 
   assert RESULT_KEYS - {'dataset', 'validation', 'versions'} <= written
+
+
+def measurement(mechanism, milliseconds):
+  return {
+    'task': 'text',
+    'mechanism': mechanism,
+    'preset': 'modern',
+    'quick': True,
+    'batch_size': 32,
+    'device': 'cpu x 1',
+    'rows': [
+      {
+        'model': model,
+        'length': length,
+        'kind': kind,
+        'milliseconds': None if (model, length) == ('naive', 4096) else time,
+        'temporary_bytes': 3 << 20,
+      }
+      for model, time in (
+        *((mechanism, milliseconds), ('naive', 800.0), ('fused', 500.0)),
+      )
+      for length in (1024, 4096)
+      for kind in ('train', 'forward')
+    ],
+  }
+
+
+def test_efficiency_is_beside_the_softmax_of_the_same_rounds(tmp_path, capsys):
+  for mechanism, milliseconds in (('linear', 100.0), ('local', 250.0)):
+    folder = tmp_path / mechanism
+    folder.mkdir()
+    text = json.dumps(measurement(mechanism, milliseconds))
+    (folder / 'efficiency.json').write_text(text)
+  assert __main__.main([str(tmp_path), f'--out={tmp_path / "out"}']) == 0
+  assert '0 runs, 2 measurements' in capsys.readouterr().out
+  text = (tmp_path / 'out' / 'report.md').read_text()
+  assert 'Efficiency: text, preset modern, quick, batch of 32, cpu x 1' in text
+  for row in (
+    '| naive | 1.25 | - |',
+    '| fused | 2 | 2 |',
+    '| linear | 10 (8.00, 5.00) | 10 (-, 5.00) |',
+    '| local | 4 (3.20, 2.00) | 4 (-, 2.00) |',
+  ):
+    assert text.count(row) == 2, row
+  assert '| linear | 3 | 3 |' in text
+
+
+def test_a_damaged_measurement_is_named(tmp_path, capsys):
+  (tmp_path / 'efficiency.json').write_text('{}')
+  assert __main__.main([str(tmp_path), f'--out={tmp_path / "out"}']) == 4
+  assert 'efficiency.json' in capsys.readouterr().err
