@@ -27,6 +27,11 @@ SECTIONS = ('model', 'mixer', 'data', 'train', 'pretrain', 'mesh')
 SWITCHES = ('quick', 'pretrain')
 # Tasks whose examples are two texts.
 PAIR_TASKS = ('retrieval',)
+# Tasks whose tokens are grey values.
+IMAGE_TASKS = (
+  'image',
+  *('pathfinder32', 'pathfinder64', 'pathfinder128', 'pathfinder256'),
+)
 # Tasks whose models see earlier tokens only.
 CAUSAL_TASKS = ('language',)
 

@@ -26,6 +26,9 @@ def model_keys() -> ml_collections.ConfigDict:
   # How an id becomes a vector: by a table ('embedding'), or as a quantity
   # ('continuous', for grey values).
   model.front_end = 'embedding'
+  # Mask grey values of 0 as padding is, as LRA's code does (the ground of
+  # Pathfinder); for images.
+  model.zero_is_padding = False
   # 'none', 'sinusoidal', 'learned' (both added to the embedding) or 'rotary'
   # (turns queries and keys; see WITHOUT_ROTARY).
   model.position = 'sinusoidal'
@@ -84,6 +87,9 @@ def data_keys() -> ml_collections.ConfigDict:
   data.num_threads = 2
   # Batches made ahead of the training step; 0 = none.
   data.prefetch = 4
+  # Leave out of an evaluation what does not fill its last batch, as LRA's code
+  # does for some tasks.
+  data.drop_remainder = False
   # Share of bad rows of an own file (0 to 1) above which the run stops.
   data.max_bad_fraction = 0.0
   # Examples used of each split, a fixed random choice; 0 = all.

@@ -49,6 +49,12 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
     )
   if model.reversible:
     _check_reversible(model)
+  if model.zero_is_padding and config.task not in schema.IMAGE_TASKS:
+    refuse(
+      f'model.zero_is_padding=true is for {", ".join(schema.IMAGE_TASKS)}, not '
+      f'task={config.task!r}',
+      f'use {FLAG}model.zero_is_padding=false',
+    )
   _check_pairs(config, schema)
   _check_causal(config, schema)
   if config.mesh.data == config.mesh.fsdp == -1:

@@ -48,6 +48,8 @@ ARGUMENTS = [
 # A key that comes or goes changes what people have in their files, scripts
 # and checkpoints: change this table only together with docs and readers.
 SCHEMA = {
+  'model.zero_is_padding': bool,
+  'data.drop_remainder': bool,
   'data.directory': str,
   'data.documents': str,
   'data.max_bad_fraction': float,

@@ -151,3 +151,29 @@ assert not [m for m in modules if m.startswith('effformer')]
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout == ''
+
+
+@pytest.mark.parametrize(
+  'path', MODULES, ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_nothing_that_is_read_is_executed(path):
+  """Hostile files find no pickle, no eval, no unpacking.
+
+  A config file is Python and is run as such (`config._import_file`).
+  """
+  executing = {
+    'pickle',
+    'cPickle',
+    'dill',
+    'marshal',
+    'shelve',
+    'joblib',
+    'yaml',
+  }
+  assert not executing & {name.split('.')[0] for name in imported(path)}
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Call):
+      name = getattr(node.func, 'id', getattr(node.func, 'attr', ''))
+      assert name not in {'eval', 'exec', 'extractall', 'extract', '__import__'}
+      allowed = {k.arg: k.value for k in node.keywords}.get('allow_pickle')
+      assert allowed is None or allowed.value is False

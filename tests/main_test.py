@@ -40,6 +40,7 @@ def run(capsys, *arguments):
       ['--config=configs/language.py:preset=repo'],
       'does not exist for language',
     ),
+    ([CONFIG, '--config.model.zero_is_padding=true'], 'is for image'),
     (['--config=configs/language.py:pretrain'], 'pretrain.num_steps=0'),
     (['--workdir=nowhere'], 'nowhere holds no run'),
     (['--config=nowhere.json'], 'nowhere.json'),

@@ -146,11 +146,16 @@ def eval_batches(
   num_threads: int = 1,
   prefetch: int = 2,
   rows: Rows = None,
+  drop_remainder: bool = False,
 ) -> Batches:
   """Every example once, in the order of the source.
 
   The last batch is filled up with copies of the last example of weight 0 and
-  index -1 (real text, so that no model meets rows of nothing but padding).
+  index -1 (real text, so that no model meets rows of nothing but padding); with
+  `drop_remainder` there is none that is not full.
+
+  Raises:
+    DataError: with `drop_remainder`, there are fewer examples than a batch has.
   """
   rows_B = _row_numbers(batch_size, rows)
   num_examples = len(source)
@@ -166,6 +171,14 @@ def eval_batches(
     return batch
 
   num_batches = -(-num_examples // batch_size)
+  if drop_remainder:
+    num_batches = num_examples // batch_size
+    if not num_batches:
+      raise DataError(
+        f'{num_examples} examples fill no batch of {batch_size}, and '
+        'data.drop_remainder leaves out what is not full.\n'
+        'Use a smaller train.eval_batch_size, or data.drop_remainder=False.'
+      )
   return Batches(
     grain.MapDataset.range(num_batches).map(make), num_threads, prefetch
   )

@@ -144,6 +144,7 @@ def _trunk(config, vocabulary_size, *, causal=False):
     max_length=config.data.max_length,
     front_end=model.front_end,
     position='none' if model.position == 'rotary' else model.position,
+    zero_is_padding=model.zero_is_padding,
     pooling=model.pooling,
     norm_order=model.norm_order,
     dropout=model.dropout,

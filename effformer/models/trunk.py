@@ -43,6 +43,8 @@ class Trunk(nn.Module):
     front_end: 'embedding', or 'continuous' for ids that are quantities.
     position: 'none', 'sinusoidal' or 'learned'; rotary positions are a setting
       of the mixers.
+    zero_is_padding: quantities of 0 (id 1), the black of images, are masked as
+      padding is; as LRA has it.
     pooling: 'cls' puts a learned vector before each row; see the heads.
     norm_order, dropout, dtype, remat, reversible, extra_tokens: see
       `encoder.Encoder`. Extra tokens stand before the CLS token; they are
@@ -55,6 +57,7 @@ class Trunk(nn.Module):
   max_length: int
   front_end: str = 'embedding'
   position: str = 'none'
+  zero_is_padding: bool = False
   pooling: str = 'mean'
   norm_order: str = 'pre'
   dropout: float = 0.0
@@ -102,6 +105,11 @@ class Trunk(nn.Module):
       lengths_B = lengths_B + 1
     tokens = shapes.Tokens.from_lengths(lengths_B, x_BTD.shape[1])
     tokens = tokens.replace(step=step)
+    if self.zero_is_padding:
+      num_front = x_BTD.shape[1] - ids_BT.shape[1]
+      black_BT = jnp.pad(ids_BT == 1, ((0, 0), (num_front, 0)))
+      segment_BT = jnp.where(black_BT, 0, tokens.segment_BT)
+      tokens = tokens.replace(segment_BT=segment_BT)
     if stream is not None:
       position_BT = tokens.position_BT + stream.count_B[:, None]
       tokens = tokens.replace(position_BT=position_BT)

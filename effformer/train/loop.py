@@ -115,6 +115,7 @@ def evaluate(run: Run, params: Any, split: str) -> dict[str, float | int]:
     num_threads=run.config.data.num_threads,
     prefetch=run.config.data.prefetch,
     rows=sharding.local_rows(run.mesh, size),
+    drop_remainder=run.config.data.drop_remainder,
   )
   with batches:
     result = evaluation.evaluate(

@@ -224,3 +224,12 @@ def test_empty_split_is_refused():
 def test_batch_size_zero_is_refused(source):
   with pytest.raises(ValueError, match='batch_size'):
     evaluate(source, batch_size=0)
+
+
+def test_a_remainder_is_dropped_where_it_is_asked_for(source):
+  whole, full = evaluate(source), evaluate(source, drop_remainder=True)
+  assert len(full) == SIZE // BATCH == len(whole) - 1
+  assert_same(full, whole[:-1])
+  assert all((batch['weight_B'] == 1).all() for batch in full)
+  with pytest.raises(DataError, match=f'{SIZE} examples fill no batch of 24'):
+    evaluate(source, drop_remainder=True, batch_size=24)

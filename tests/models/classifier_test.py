@@ -214,3 +214,22 @@ def test_pair_is_the_head_of_two_pooled_rows(pair_head, head_width):
   np.testing.assert_allclose(
     apply(variables, *arrays), x_BF @ out['kernel'] + out['bias'], atol=1e-5
   )
+
+
+@pytest.mark.parametrize('pooling', POOLINGS)
+def test_black_is_padding_where_it_is_asked_for(pooling):
+  """As if the black pixels were not there, but for the positions."""
+  _, params, apply = make(pooling=pooling, zero_is_padding=True)
+  plain = make(pooling=pooling)[2]
+  black_BT = np.array([[0, 1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0, 0]], bool)
+  ids_BT = np.where(IDS_BT == 1, 2, IDS_BT)
+  ids_BT = np.where(black_BT, 1, ids_BT)
+  logits_BC = apply(params, ids_BT, LENGTHS_B)
+  for row, length in enumerate(LENGTHS_B):
+    left = [i for i in ids_BT[row, :length] if i != 1]
+    alone_BT = np.zeros((1, T), int)
+    alone_BT[0, : len(left)] = left
+    expected_BC = plain(params, alone_BT, np.array([len(left)]))
+    np.testing.assert_allclose(logits_BC[row], expected_BC[0], atol=1e-5)
+  # Without the switch black is a colour like others.
+  assert np.abs(plain(params, ids_BT, LENGTHS_B) - logits_BC).max() > 1e-3
