@@ -243,6 +243,22 @@ def test_convolution_is_the_sum_over_neighbours():
   )
 
 
+def test_causal_convolution_is_that_without_what_comes_later():
+  centred = layers.DepthwiseConvolution(5)
+  params = random_variables(centred, X_BTD, TOKENS)
+  filter_WD = np.asarray(params['params']['filter'])
+  past_WD = np.where(np.arange(5)[:, None] > 2, 0, filter_WD)
+  expected_BTD, _ = centred.apply(
+    {'params': {'filter': past_WD}}, X_BTD, TOKENS
+  )
+  causal = layers.DepthwiseConvolution(5, causal=True)
+  y_BTD, _ = causal.apply(params, X_BTD, TOKENS)
+  keep_BT = np.asarray(TOKENS.keep_BT)
+  np.testing.assert_allclose(
+    y_BTD[keep_BT], expected_BTD[keep_BT], rtol=1e-5, atol=1e-6
+  )
+
+
 def test_convolution_stays_within_a_packed_segment():
   tokens = shapes.Tokens(
     segment_BT=jnp.array([[1, 1, 1, 2, 2, 2, 0]] * B),

@@ -22,7 +22,7 @@ BATCH = {
   'lengths_B': np.array([5, 3]),
   'label_B': np.zeros(2, np.int32),
   'weight_B': np.ones(2, np.float32),
-  'index_B': np.array([7, 3]),
+  'index_B': np.array([3, 2]),
 }
 TABLE_YY = np.random.default_rng(0).normal(size=(Y + 1, Y)).astype(np.float32)
 LOG_P = np.asarray(jax.nn.log_softmax(TABLE_YY))
