@@ -113,6 +113,12 @@ def _check_causal(config: ml_collections.ConfigDict, schema: ModuleType):
   )
   if not is_causal_task and not is_causal_stage:
     return
+  if config.model.zero_is_padding:
+    refuse(
+      'pretrain.objective=causal guesses every pixel, and '
+      'model.zero_is_padding=true leaves some out',
+      f'use {FLAG}pretrain.objective=masked',
+    )
   what = 'pretrain.objective=causal' if is_causal_stage else 'this task'
   mixers = {*schema.members(config.mixer.name)}
   mixers |= {

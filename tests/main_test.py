@@ -41,6 +41,14 @@ def run(capsys, *arguments):
       'does not exist for language',
     ),
     ([CONFIG, '--config.model.zero_is_padding=true'], 'is for image'),
+    (
+      [
+        '--config=configs/lra_image.py:linear,pretrain',
+        '--config.model.zero_is_padding=true',
+        '--config.pretrain.objective=causal',
+      ],
+      'objective=masked',
+    ),
     (['--config=configs/language.py:pretrain'], 'pretrain.num_steps=0'),
     (['--workdir=nowhere'], 'nowhere holds no run'),
     (['--config=nowhere.json'], 'nowhere.json'),

@@ -107,7 +107,11 @@ class Trunk(nn.Module):
     tokens = tokens.replace(step=step)
     if self.zero_is_padding:
       num_front = x_BTD.shape[1] - ids_BT.shape[1]
-      black_BT = jnp.pad(ids_BT == 1, ((0, 0), (num_front, 0)))
+      black_BT = ids_BT == 1
+      if hidden_BT is not None:
+        # To be guessed, and so not to be told by being left out.
+        black_BT &= ~hidden_BT
+      black_BT = jnp.pad(black_BT, ((0, 0), (num_front, 0)))
       segment_BT = jnp.where(black_BT, 0, tokens.segment_BT)
       tokens = tokens.replace(segment_BT=segment_BT)
     if stream is not None:

@@ -30,8 +30,6 @@ from effformer.models.predictor import Predictor
 from effformer.tasks import floors, task
 from effformer.tasks.classification import ONE_TEXT
 
-OBJECTIVES = ('masked', 'causal')
-
 
 def language(
   config: ml_collections.ConfigDict, dataset: data.Dataset

@@ -134,6 +134,25 @@ def test_hidden_tokens_are_not_seen_and_others_are():
   assert np.abs(other_BTY - first_BTY)[:, 0].max() > 1e-3
 
 
+def test_hidden_black_is_not_told_by_being_left_out():
+  model = predictor.Predictor(
+    vocabulary_size=Y,
+    width=D,
+    layers=(layer('full', causal=False),),
+    max_length=9,
+    zero_is_padding=True,
+  )
+  hidden_BT = np.zeros((B, T), bool)
+  hidden_BT[:, 2] = True
+  params = random_variables(model, IDS_BT, LENGTHS_B, hidden_BT)
+  apply = jax.jit(model.apply)
+  found = []
+  for value in (1, 5):
+    ids_BT = np.where(hidden_BT, value, IDS_BT)
+    found.append(apply(params, ids_BT, LENGTHS_B, hidden_BT))
+  np.testing.assert_array_equal(*found)
+
+
 def test_extra_tokens_have_no_stream():
   model = predictor.Predictor(
     vocabulary_size=Y, width=D, layers=STACKS['scanned'], max_length=9,
