@@ -259,11 +259,24 @@ def _set_up_jax(values, stop) -> None:
     ) from error
 
 
+def _leaves_at_once(code: int) -> bool:
+  """Whether the process ends without taking the interpreter down.
+
+  The threads of a save that failed would print tracebacks by the hundred
+  meanwhile, and what a signal broke off within a compilation may crash then.
+  Several processes say goodbye to each other, so that none takes another's end
+  for an accident.
+  """
+  if code == errors.CheckpointError.exit_code:
+    return True
+  jax = sys.modules.get('jax')
+  is_one_of_many = jax is not None and jax.distributed.is_initialized()
+  return code == errors.Preempted.exit_code and not is_one_of_many
+
+
 if __name__ == '__main__':
   code = main(sys.argv)
-  if code == errors.CheckpointError.exit_code:
-    # The threads of a save that failed go on, and would print tracebacks by the
-    # hundred while the interpreter is taken down.
+  if _leaves_at_once(code):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
