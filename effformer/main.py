@@ -109,14 +109,22 @@ def define_flags() -> flags.FlagValues:
 def main(argv: Sequence[str]) -> int:
   """Runs one command line and returns its exit code."""
   stop = preemption.Stop()
-  stop.install()
+  try:
+    return _guarded(argv, stop)
+  except errors.Preempted as reason:
+    # The signal came while the process was leaving, and no other one raises.
+    stop.uninstall()
+    return _stopped(reason)
+
+
+def _guarded(argv, stop) -> int:
   values = define_flags()
   try:
+    stop.install()
     _run(argv, values, stop)
     return 0
   except errors.Preempted as reason:
-    print(f'stopped: {reason}', file=sys.stderr)
-    return errors.Preempted.exit_code
+    return _stopped(reason)
   except errors.UserError as error:
     if values.is_parsed() and values.debug:
       traceback.print_exc()
@@ -124,6 +132,11 @@ def main(argv: Sequence[str]) -> int:
     return error.exit_code
   finally:
     stop.uninstall()
+
+
+def _stopped(reason: errors.Preempted) -> int:
+  print(f'stopped: {reason}', file=sys.stderr)
+  return reason.exit_code
 
 
 def _run(argv, values, stop) -> None:

@@ -1,13 +1,15 @@
 """The command line: exit codes, short messages, no tracebacks."""
 
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from effformer import errors, main
-from effformer.train import workdir
+from effformer.train import preemption, workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = f'--config={ROOT}/configs/lra_text.py:linear,quick'
@@ -86,6 +88,23 @@ def test_flags_of_several_processes_are_not_ignored(capsys, flags, words):
   code, captured = run(capsys, CONFIG, *flags)
   assert code == 2
   assert words in captured.err
+
+
+def test_a_signal_while_leaving_is_no_traceback(capsys, monkeypatch):
+  before = signal.getsignal(signal.SIGUSR1)
+  uninstall, sent = preemption.Stop.uninstall, []
+
+  def late(stop):
+    if not sent:
+      sent.append(True)
+      os.kill(os.getpid(), signal.SIGUSR1)
+    uninstall(stop)
+
+  monkeypatch.setattr(preemption.Stop, 'uninstall', late)
+  code, captured = run(capsys, '--help')
+  assert code == errors.Preempted.exit_code == 143
+  assert captured.err == 'stopped: SIGUSR1\n'
+  assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_a_second_process_on_the_same_folder_is_refused(capsys, tmp_path):
