@@ -2,52 +2,65 @@
 
   python -m experiments.run_notebooks [NAME ...]
 
-Needs the extra `colab` (nbclient, ipykernel). They work in runs/colab, which is
-emptied before. Prints the seconds of each; exit code 1 if a cell fails. Nothing
-is written back: the notebooks are kept without outputs.
+Needs the extra `colab` (ipython). Each runs in a process of its own, by
+IPython without a kernel server, whose messages may get lost. They work in
+runs/colab, which is emptied before. Prints the seconds of each; exit code 1 if
+a cell fails. Nothing is written back: the notebooks are kept without outputs.
 """
 
+import json
+import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
-
-import nbclient
-import nbformat
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'colab'
 WORK = ROOT / 'runs' / 'colab'
 TIMEOUT_SECONDS = 600
+_ONE = '--one'
 
 
-def run(path: pathlib.Path) -> None:
-  """Executes a notebook; raises what nbclient does where a cell fails."""
-  notebook = nbformat.read(path, as_version=4)
-  nbclient.NotebookClient(
-    notebook,
-    timeout=TIMEOUT_SECONDS,
-    kernel_name='python3',
-    resources={'metadata': {'path': str(FOLDER)}},
-    # Of its port it would warn otherwise.
-    extra_arguments=['--Application.log_level=ERROR'],
-  ).execute()
+def run_cells(path: pathlib.Path) -> bool:
+  """Executes the cells in this process; False at the first that fails."""
+  from IPython.core.interactiveshell import InteractiveShell
+
+  shell = InteractiveShell.instance()
+  for cell in json.loads(path.read_text('utf-8'))['cells']:
+    if cell['cell_type'] == 'code':
+      source = ''.join(cell['source'])
+      if not shell.run_cell(source).success:
+        print(f'{path.name}: this cell failed:\n{source}')
+        return False
+  return True
+
+
+def run(path: pathlib.Path) -> bool:
+  """Executes a notebook in a process of its own, in its folder."""
+  command = [sys.executable, __file__, _ONE, str(path)]
+  environment = {**os.environ, 'MPLBACKEND': 'agg'}
+  try:
+    done = subprocess.run(
+      command, cwd=FOLDER, env=environment, timeout=TIMEOUT_SECONDS, check=False
+    )
+  except subprocess.TimeoutExpired:
+    print(f'{path.name}: not done after {TIMEOUT_SECONDS} s')
+    return False
+  return done.returncode == 0
 
 
 def main(names: Sequence[str]) -> int:
+  if names[:1] == [_ONE]:
+    return 0 if run_cells(pathlib.Path(names[1])) else 1
   paths = [FOLDER / f'{name}.ipynb' for name in names]
   failed = []
   for path in paths or sorted(FOLDER.glob('*.ipynb')):
     shutil.rmtree(WORK, ignore_errors=True)
     start = time.monotonic()
-    try:
-      run(path)
-    except (
-      nbclient.exceptions.CellControlSignal,
-      nbclient.exceptions.DeadKernelError,
-    ) as error:
-      print(error)
+    if not run(path):
       failed.append(path.name)
     print(f'{path.name}: {time.monotonic() - start:.0f} s', flush=True)
   if failed:
