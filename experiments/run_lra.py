@@ -44,6 +44,13 @@ TASKS = tuple(
 FILES = {
   'text': {'train': 'imdb_train.jsonl.gz', 'test': 'imdb_test.jsonl.gz'},
   'image': {'train': 'cifar10_gray.npz'},
+  # Of abstracts: whole in fewer tokens than full texts, and more of them.
+  'retrieval': {
+    'documents': 'aan_abstract_docs.jsonl.gz',
+    'train': 'aan_abstract_pairs_train.tsv.gz',
+    'validation': 'aan_abstract_pairs_validation.tsv.gz',
+    'test': 'aan_abstract_pairs_test.tsv.gz',
+  },
 }
 COLUMNS = (
   *('task', 'mechanism', 'preset', 'quick', 'seed', 'steps', 'batch_size'),
