@@ -17,7 +17,7 @@ from configs.mechanisms import (
   MIXER_CHOICES,
   MIXER_RANGES,
   MIXERS,
-  WITHOUT_CAUSAL,  # noqa: F401 (read by config_check)
+  WITHOUT_CAUSAL,
   WITHOUT_ROTARY,
 )
 from configs.values import COUNT, COUNT_OR_NONE, POSITIVE, RATE, SEED, Range
@@ -34,6 +34,8 @@ IMAGE_TASKS = (
 )
 # Tasks whose models see earlier tokens only.
 CAUSAL_TASKS = ('language',)
+# Mechanisms that can be kept to earlier tokens.
+CAUSAL = tuple(name for name in MIXERS if name not in WITHOUT_CAUSAL)
 
 # Allowed values of text keys. `mixer.*` holds for `model.layers.*` as well.
 CHOICES = {

@@ -44,7 +44,7 @@ REPO = {
   'train.eval_every_steps': 875,
   'train.checkpoint_every_steps': 875,
   'train.select': 'last',
-  # As Amos et al. (2024) hide.
+  # Our choice among those of Amos et al. (2024).
   'pretrain.mask_fraction': 0.5,
 }
 

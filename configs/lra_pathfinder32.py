@@ -46,7 +46,7 @@ REPO = {
   'train.eval_every_steps': 1560,
   'train.checkpoint_every_steps': 1560,
   'train.select': 'last',
-  # As Amos et al. (2024) hide.
+  # Our choice among those of Amos et al. (2024).
   'pretrain.mask_fraction': 0.5,
 }
 

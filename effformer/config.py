@@ -6,9 +6,11 @@ folder will do. What is wrong with it or with the flags is found here, before
 anything is compiled.
 """
 
+import functools
 import importlib
 import importlib.util
 import json
+import operator
 import pathlib
 import re
 import sys
@@ -20,10 +22,11 @@ import ml_collections
 
 from effformer import errors
 from effformer.config_check import check, default_of, leaves, mechanism_of
-from effformer.config_tracked import untracked
+from effformer.config_tracked import Tracked, untracked
 from effformer.config_words import FLAG, closest, hint, read_value, refuse
 
 __all__ = [
+  'changed',
   'check',
   'explain',
   'load',
@@ -72,6 +75,22 @@ def load(
     place = f'In the config of --config={argument}.'
     raise errors.ConfigError(f'{error}\n{place}') from None
   return config.lock(), list(given)
+
+
+def changed(
+  config: ml_collections.ConfigDict | Tracked, values: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """A locked copy of a config with other values: {'section.key': value}."""
+  # Not ConfigDict(config), whose sections would be those of `config`.
+  copy = untracked(config).copy_and_resolve_references()
+  with copy.unlocked():
+    for key, value in values.items():
+      *sections, name = key.split('.')
+      place = functools.reduce(operator.getitem, sections, copy)
+      if isinstance(value, Mapping):
+        value = ml_collections.ConfigDict(value)
+      place[name] = value
+  return copy.lock()
 
 
 def split_flags(argv: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -125,8 +125,8 @@ def _check_causal(config: ml_collections.ConfigDict, schema: ModuleType):
     row['mixer'] for row in config.model.layers.values() if 'mixer' in row
   }
   for name in sorted(mixers):
-    if name in schema.WITHOUT_CAUSAL:
-      fitting = [m for m in schema.MIXERS if m not in schema.WITHOUT_CAUSAL]
+    if name not in schema.CAUSAL:
+      fitting = list(schema.CAUSAL)
       refuse(
         f'{name} cannot be causal, which {what} needs',
         f'use one of {", ".join(fitting)}'

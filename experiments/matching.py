@@ -13,14 +13,13 @@ import jax
 
 from effformer import config as config_lib
 from effformer import tasks
+from effformer.config_words import FLAG
 from effformer.errors import ConfigError
 
 BASE = 'full'
 MOST = 1.1
 # Settings of a mechanism, and of single layers.
-_OWN = (
-  *('mixer.', 'model.layers.', '--config.mixer.', '--config.model.layers.'),
-)
+_OWN = ('mixer.', 'model.layers.')
 # Widths that vector units like.
 STEP = 16
 
@@ -39,7 +38,9 @@ def mlp_width(path: str, argument: str, overrides: tuple[str, ...]) -> int:
   """
   _, comma, rest = argument.partition(',')
   # Settings of the mechanism mean nothing to the base.
-  shared = tuple(word for word in overrides if not word.startswith(_OWN))
+  shared = tuple(
+    word for word in overrides if not word.removeprefix(FLAG).startswith(_OWN)
+  )
   base = num_params(path, f'{BASE}{comma}{rest}', shared)
   low, high = (
     num_params(path, argument, (*overrides, f'model.mlp_width={STEP * i}'))

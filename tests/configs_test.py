@@ -169,7 +169,7 @@ def test_every_key_is_commented(repository):
 @pytest.mark.parametrize('argument', ARGUMENTS)
 def test_every_choice_builds_and_is_locked(repository, name, argument):
   choice = common.parse(argument)
-  is_unfit = choice.mechanism in common.WITHOUT_CAUSAL
+  is_unfit = choice.mechanism not in common.CAUSAL
   if name == 'language' and (is_unfit or choice.preset != 'modern'):
     with pytest.raises(errors.ConfigError):
       config_lib.load(f'{repository}/configs/{name}.py:{argument}')
@@ -260,7 +260,7 @@ def test_rows_are_the_settings_of_attention():
     assert row == {setting: own[setting] for setting in row}, name
     supports = attention.TABLE[name].supports
     assert (name in common.WITHOUT_ROTARY) != supports.rotary
-    assert (name in common.WITHOUT_CAUSAL) != supports.causal
+    assert (name in common.CAUSAL) == supports.causal
 
 
 @pytest.mark.parametrize('key', ['mixer.form', 'mixer.sharing'])

@@ -82,6 +82,15 @@ def _pathfinder_faults(size: int, folder: pathlib.Path) -> Iterator[str]:
   return pathfinder_release.faults(hard, size)
 
 
+_IMDB = Known(
+  builder=builders.EffformerText,
+  origin='IMDb reviews (Maas et al., 2011) as bytes',
+  num_classes=2,
+  label_names=imdb.LABEL_NAMES,
+  stand_in=builders.EffformerTextStandIn,
+  archive=imdb.ARCHIVE,
+  counts={'test': 2 * imdb.PER_CLASS},
+)
 KNOWN = {
   'listops': Known(
     builder=builders.EffformerListops,
@@ -89,22 +98,12 @@ KNOWN = {
     num_classes=listops.NUM_CLASSES,
     check_text=ListOpsTokenizer().encode,
   ),
-  'text': Known(
-    builder=builders.EffformerText,
-    origin='IMDb reviews (Maas et al., 2011) as bytes',
-    num_classes=2,
-    label_names=imdb.LABEL_NAMES,
-    stand_in=builders.EffformerTextStandIn,
-    archive=imdb.ARCHIVE,
-    counts={'test': 2 * imdb.PER_CLASS},
-  ),
-  'language': Known(
-    builder=builders.EffformerText,
-    origin='IMDb reviews (Maas et al., 2011) as bytes, labels not used',
+  'text': _IMDB,
+  'language': dataclasses.replace(
+    _IMDB,
+    origin=f'{_IMDB.origin}, labels not used',
     num_classes=1,
-    stand_in=builders.EffformerTextStandIn,
-    archive=imdb.ARCHIVE,
-    counts={'test': 2 * imdb.PER_CLASS},
+    label_names=(),
     read_rows=rows.of_plain_texts,
   ),
   'image': Known(

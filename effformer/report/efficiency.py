@@ -10,9 +10,8 @@ from typing import Any
 
 from effformer.errors import CheckpointError
 from effformer.report.document import Block, Heading, Table, Text
-from effformer.train import durable
+from effformer.train import durable, workdir
 
-FILE = 'efficiency.json'
 _EXACT = ('naive', 'fused')
 _KINDS = {'train': 'training step', 'forward': 'forward'}
 
@@ -26,7 +25,7 @@ def find(places: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
   paths = {
     path.resolve()
     for place in map(pathlib.Path, places)
-    for path in place.rglob(FILE)
+    for path in place.rglob(workdir.EFFICIENCY)
   }
   return [_read(path) for path in sorted(paths)]
 

@@ -109,13 +109,7 @@ def next_byte(train: Source, evaluated: Source) -> dict[str, float]:
 
   What comes first in a text follows a byte of its own kind.
   """
-  counts = [np.zeros((257, 256), np.int64) for _ in range(2)]
-  for count, source in zip(counts, (train, evaluated), strict=True):
-    for example in read_all(source):
-      next_T = np.frombuffer(example['text'], np.uint8)
-      before_T = np.concatenate([[256], next_T[:-1]])
-      np.add.at(count, (before_T, next_T), 1)
-  learnt, scored = counts
+  learnt, scored = (_pairs_of_bytes(source) for source in (train, evaluated))
   guess_Y = learnt.argmax(axis=1)
   hits = scored[np.arange(257), guess_Y].sum()
   most = scored[:, learnt.sum(axis=0).argmax()].sum()
@@ -123,6 +117,16 @@ def next_byte(train: Source, evaluated: Source) -> dict[str, float]:
     'most_frequent_byte': float(most / scored.sum()),
     'bigram': float(hits / scored.sum()),
   }
+
+
+def _pairs_of_bytes(source: Source) -> np.ndarray:
+  """How often [257, 256] each byte follows each, or the beginning (256)."""
+  count = np.zeros(257 * 256, np.int64)
+  for example in read_all(source):
+    next_T = np.frombuffer(example['text'], np.uint8)
+    before_T = np.concatenate([[256], next_T[:-1]])
+    count += np.bincount(256 * before_T + next_T, minlength=count.size)
+  return count.reshape(257, 256)
 
 
 def _pixels(source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -16,13 +16,12 @@ import jax
 import ml_collections
 import numpy as np
 
+from effformer import config as config_lib
 from effformer import errors, tasks
-from effformer.config_tracked import untracked
 from effformer.train import records, result, screen, setup, sharding, workdir
 
 LENGTHS = (1024, 2048, 3072, 4096)
 ROUNDS = 5
-FILE = 'efficiency.json'
 # Share of the memory that a program may take.
 _FITTING = 0.8
 
@@ -67,8 +66,8 @@ def measure(
       'device': result.device(),
       'commit': result.commit(),
     }
-    records.write_json(folder / FILE, outcome)
-    console.say(*lines(outcome), f'written to {folder / FILE}')
+    records.write_json(folder / workdir.EFFICIENCY, outcome)
+    console.say(*lines(outcome), f'written to {folder / workdir.EFFICIENCY}')
   return outcome
 
 
@@ -128,16 +127,12 @@ def _models(config, length) -> dict[str, ml_collections.ConfigDict]:
   }
   made = {}
   for name, mixer in mixers.items():
-    own = untracked(config).copy_and_resolve_references()
-    with own.unlocked():
-      own.data.max_length = length
-      own.mesh.data = own.mesh.fsdp = 1
-      if mixer:
-        own.mixer = ml_collections.ConfigDict(mixer)
-        own.model.layers = ml_collections.ConfigDict()
-      if mixer and mixer['form'] == 'fused':
-        own.model.attention_dropout = 0.0
-    made[name] = own.lock()
+    values = {'data.max_length': length, 'mesh.data': 1, 'mesh.fsdp': 1}
+    if mixer:
+      values |= {'mixer': mixer, 'model.layers': {}}
+    if mixer and mixer['form'] == 'fused':
+      values['model.attention_dropout'] = 0.0
+    made[name] = config_lib.changed(config, values)
   return made
 
 

@@ -55,7 +55,8 @@ def generate(
   """
   check(sampling)
   texts = [
-    data.read_input(config.task, word) if word else b'' for word in given
+    data.read_input(config.task, word) if word else b''
+    for word in given or ['']
   ]
   task, params, _ = prediction.trained(config, path, stop, console)
   if task.decode is None:
@@ -64,14 +65,14 @@ def generate(
       'Train one that does, for example --config=configs/language.py, or use '
       '--mode=predict.'
     )
-  longest = max(map(len, texts or [b''])) + sampling.num_tokens
+  longest = max(map(len, texts)) + sampling.num_tokens
   if refusal := build.stream_refusal(config, longest):
     raise errors.ConfigError(
       f'this model cannot write: {refusal}.\n'
       'Use a smaller --num_tokens, or a model without such a limit.'
     )
   found = []
-  for number, text in enumerate(texts or [b'']):
+  for number, text in enumerate(texts):
     ids_T = task.encode(text, len(text))
     key = jax.random.fold_in(jax.random.key(sampling.sampling_seed), number)
     new_T = continue_row(task.model, params, ids_T, key, sampling)
@@ -118,6 +119,7 @@ def continue_row(
     )
   return _written(
     model,
+    # The program is one for all seeds.
     sampling._replace(sampling_seed=0),
     params,
     jnp.asarray(ids_T, jnp.int32)[None],

@@ -7,14 +7,15 @@ import jax
 import ml_collections
 import numpy as np
 
+from effformer import config as config_lib
 from effformer import data, errors, tasks
 from effformer.data.dataset import TEXTS, MemorySource
 from effformer.tasks.task import Task
 from effformer.train import (
   identity,
   preemption,
+  runs,
   screen,
-  session,
   setup,
   sharding,
 )
@@ -88,28 +89,19 @@ def trained(
   """
   if jax.process_count() > 1:
     raise errors.ConfigError('this mode needs one process.\nStart one.')
-  with session.opened(config, path, console, must_exist=True) as folder:
+  with runs.opened(config, path, console, must_exist=True) as folder:
     task = tasks.make(config, identity.known_data(folder, config.task))
-    alone = _on_one_device(config)
+    alone = config_lib.changed(config, {'mesh.data': 1, 'mesh.fsdp': 1})
     program = setup.build(alone, task, jax.local_devices()[:1])
-    run, current = session.resume(
+    run, current = runs.resume(
       alone, task, program, folder, stop, console, is_writer=False
     )
-    session.require_evaluated(run, folder)
-    row, params = session.selected(run, current)
+    runs.require_evaluated(run, folder)
+    row, params = runs.selected(run, current)
   console.say(f'by the parameters of step {row["step"]}')
   if task.dataset.stand_in:
     console.say('trained on a STAND-IN: generated, not the real data')
   return task, params, program.mesh
-
-
-def _on_one_device(
-  config: ml_collections.ConfigDict,
-) -> ml_collections.ConfigDict:
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.mesh.data = config.mesh.fsdp = 1
-  return config.lock()
 
 
 def _read(task: Task, given: Sequence[str]) -> list[data.Example]:

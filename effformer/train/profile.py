@@ -11,8 +11,8 @@ import ml_collections
 from effformer import errors
 from effformer.train import (
   loop,
+  runs,
   screen,
-  session,
   setup,
   sharding,
   workdir,
@@ -55,7 +55,7 @@ def profile(
     if jax.process_count() > 1:
       # Processes on one machine would write into each other's folders.
       place = place / str(jax.process_index())
-    task, program = session.build(config, console)
+    task, program = runs.build(config, console)
     step = setup.compile_steps(program, console, screen.Clock()).train
     state = program.first_state()
     size, waiting = config.train.batch_size, 0.0

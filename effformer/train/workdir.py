@@ -20,6 +20,8 @@ _ABSENT = 'absent'
 
 # The folder, in that of a run, of the stage before it.
 PRETRAIN = 'pretrain'
+PRETRAIN_FACTS = 'pretrain.json'
+EFFICIENCY = 'efficiency.json'
 
 # What may differ between the starts of one run: it changes how the run goes,
 # never where it ends (but for the policy about steps that are not finite,

@@ -114,17 +114,18 @@ def test_no_output_depends_on_what_comes_after_it(stack):
     assert moved_T[t + 1] > 1e-3
 
 
-def test_hidden_tokens_are_not_seen_and_others_are():
-  model = predictor.Predictor(
-    vocabulary_size=Y,
-    width=D,
-    layers=(layer('full', causal=False),),
-    max_length=9,
-  )
+def masked_model(**fields):
+  """Hidden positions, parameters and the call of a bidirectional model."""
+  layers = (layer('full', causal=False),)
+  model = predictor.Predictor(Y, D, layers, max_length=9, **fields)
   hidden_BT = np.zeros((B, T), bool)
   hidden_BT[:, 2] = True
   params = random_variables(model, IDS_BT, LENGTHS_B, hidden_BT)
-  apply = jax.jit(model.apply)
+  return hidden_BT, params, jax.jit(model.apply)
+
+
+def test_hidden_tokens_are_not_seen_and_others_are():
+  hidden_BT, params, apply = masked_model()
   first_BTY = apply(params, IDS_BT, LENGTHS_B, hidden_BT)
   changed_BT = IDS_BT.copy()
   changed_BT[:, 2] = IDS_BT[:, 2] % (Y - 1) + 1
@@ -135,17 +136,7 @@ def test_hidden_tokens_are_not_seen_and_others_are():
 
 
 def test_hidden_black_is_not_told_by_being_left_out():
-  model = predictor.Predictor(
-    vocabulary_size=Y,
-    width=D,
-    layers=(layer('full', causal=False),),
-    max_length=9,
-    zero_is_padding=True,
-  )
-  hidden_BT = np.zeros((B, T), bool)
-  hidden_BT[:, 2] = True
-  params = random_variables(model, IDS_BT, LENGTHS_B, hidden_BT)
-  apply = jax.jit(model.apply)
+  hidden_BT, params, apply = masked_model(zero_is_padding=True)
   found = []
   for value in (1, 5):
     ids_BT = np.where(hidden_BT, value, IDS_BT)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from effformer.train import session, setup
+from effformer.train import runs, setup
 from tests.train.tiny_run import StopAt, quiet_screen, tiny_config, tiny_task
 
 
@@ -33,7 +33,7 @@ def start(tiny):
   def start(folder: pathlib.Path, stop=None, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     console = quiet_screen()
-    run, current = session.resume(
+    run, current = runs.resume(
       changes.get('config', tiny.config),
       changes.get('task', tiny.task),
       tiny.program,

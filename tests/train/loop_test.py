@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from effformer import errors
-from effformer.train import loop, session, setup, state
+from effformer.train import loop, runs, setup, state
 from tests.train.tiny_run import StopAt, quiet_screen, tiny_config, tiny_task
 
 
@@ -35,7 +35,7 @@ def best(run):
 @pytest.fixture(scope='module')
 def alone(tiny, tmp_path_factory):
   """What an uninterrupted run ends with."""
-  run, current = session.resume(
+  run, current = runs.resume(
     tiny.config,
     tiny.task,
     tiny.program,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from effformer import attention, errors
-from effformer.train import loop, session, setup, state
+from effformer.train import loop, runs, setup, state
 from tests.train.tiny_run import StopAt, quiet_screen, tiny_config, tiny_task
 
 STEPS = {
@@ -33,7 +33,7 @@ def test_stopped_and_resumed_ends_in_the_same_bytes(name, tmp_path):
 
   def go(folder, stop):
     folder.mkdir(exist_ok=True)
-    run, current = session.resume(
+    run, current = runs.resume(
       config, task, program, folder, stop, quiet_screen()
     )
     run = dataclasses.replace(run, **steps)

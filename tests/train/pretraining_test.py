@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from effformer import errors
+from effformer import errors, tasks
 from effformer.train import (
   checkpoint,
   preemption,
   pretraining,
+  runs,
   session,
   setup,
   workdir,
@@ -105,10 +106,8 @@ def test_the_stage_is_a_run_of_its_own(config, finished):
 def test_the_run_starts_from_the_trunk_of_the_best_step(config, finished):
   folder, result, _ = finished
   step = result['pretrain']['validation']['step']
-  task, program = session.build(config, quiet_screen())
+  task, program = runs.build(config, quiet_screen())
   own = pretraining.stage_config(config)
-  from effformer import tasks
-
   stage = setup.build(own, tasks.pretraining(own, task))
   best = checkpoint.Checkpoints(folder / 'pretrain/checkpoints/best', keep=1)
   learnt = best.restore(step, stage.abstract.params).state
