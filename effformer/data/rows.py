@@ -25,6 +25,10 @@ from effformer.errors import ConfigError, DataError
 # short enough that a few files give splits.
 PLAIN_BYTES = 1 << 14
 _MAX_ROW_BYTES = 16 << 20
+# Texts pack to a third or a tenth of their size; what unpacks to more than
+# this many bytes and times its size is made to fill a memory.
+_MAX_UNPACKED_BYTES = 1 << 30
+_MAX_UNPACKED_TIMES = 100
 _INTEGER = re.compile(r'-?\d{1,9}')
 
 
@@ -48,7 +52,8 @@ class Lines:
     kind: '.tsv', ..., without '.gz'.
 
   Raises:
-    DataError: while reading: missing, a folder, or a damaged gzip.
+    DataError: while reading: missing, a folder, a damaged gzip, or one that
+      unpacks to more than texts do.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -90,7 +95,31 @@ class Lines:
       raise DataError(f'cannot read {self.path}: {error}') from error
 
   def _open(self):
-    return gzip.open(self.path) if self._is_gzip else open(self.path, 'rb')
+    return _Unpacked(self.path) if self._is_gzip else open(self.path, 'rb')
+
+
+class _Unpacked(gzip.GzipFile):
+  """The content of a gzip file; DataError where there is far too much."""
+
+  def __init__(self, path: pathlib.Path):
+    super().__init__(path)
+    times = _MAX_UNPACKED_TIMES * path.stat().st_size
+    self._limit = max(_MAX_UNPACKED_BYTES, times)
+
+  def read(self, size: int = -1) -> bytes:
+    return self._checked(super().read(size))
+
+  def readline(self, size: int = -1) -> bytes:
+    return self._checked(super().readline(size))
+
+  def _checked(self, content):
+    if self.tell() > self._limit:
+      raise DataError(
+        f'{self.name} unpacks to more than {self._limit:,} bytes, '
+        f'{_MAX_UNPACKED_TIMES} times its size or more: no texts do.\n'
+        'If they are yours all the same, unpack the file and give it plain.'
+      )
+    return content
 
 
 def of_texts(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 import random
 
 import pytest
@@ -228,6 +229,21 @@ def test_truncated_gzip(tmp_path):
   path.write_bytes(gzip.compress(jsonl(GOOD))[:-30])
   with pytest.raises(DataError, match='damaged gzip'):
     load(str(path))
+
+
+@pytest.mark.parametrize(('size', 'count'), [(80, 40_000), (4_000_000, 1)])
+def test_bomb_of_rows_is_not_unpacked(write, monkeypatch, size, count):
+  monkeypatch.setattr(rows, '_MAX_UNPACKED_BYTES', 100_000)
+  # A row that is too long is skipped in pieces, which count as well.
+  monkeypatch.setattr(rows, '_MAX_ROW_BYTES', 10_000)
+  row = {'text': 'a' * size, 'label': 0}
+  path = write('bomb.jsonl.gz', jsonl([row] * count))
+  with pytest.raises(DataError, match='unpacks to more than') as raised:
+    load(path)
+  assert path in str(raised.value)
+  plain = write('plain.jsonl', jsonl([row] * count))
+  found = files.read_file(pathlib.Path(plain), 'train', rows.of_texts)
+  assert len(found.rows) == count
 
 
 def test_no_gzip_at_all(tmp_path):
