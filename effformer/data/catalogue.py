@@ -187,6 +187,8 @@ def load(
       f'data.documents={documents!r} is given, but {name} has no use for it.\n'
       'It goes with own pairs in data.train of the task retrieval.'
     )
+  if known.side:
+    own = images.spread(own)
   if any(own.values()):
     read_rows = known.read_rows
     dataset = files.load_files(

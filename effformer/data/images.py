@@ -8,15 +8,15 @@ bytes):
 
 Own images come in two forms. `.npz`: arrays `x` [N, H, W] or [N, H, W, 3],
 uint8, and `y` [N], integers; or one file for several splits, with `train_x`,
-`train_y`, `validation_x`, ... (`python -c "numpy.savez(...)"`). A folder: one
-folder a class in it, named after the class, with image files. Nothing that
+`train_y`, `test_x`, ..., given for train (see `spread`). A folder: one folder a
+class in it, named after the class, with image files. Nothing that
 would execute is read: arrays of objects are refused, and an image is decoded
 only if its header says the size that the task needs.
 """
 
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -55,6 +55,20 @@ def rows(side: int) -> Callable[[pathlib.Path, str], Iterator[Row]]:
       )
 
   return read
+
+
+def spread(paths: Mapping[str, str]) -> dict[str, str]:
+  """The file of train also for other splits that it has and nobody gave."""
+  try:
+    with zipfile.ZipFile(pathlib.Path(paths['train']).expanduser()) as archive:
+      names = archive.namelist()
+  except (OSError, zipfile.BadZipFile):
+    # A folder, or damaged, which the reader names.
+    return dict(paths)
+  return {
+    split: path or (paths['train'] if f'{split}_x.npy' in names else '')
+    for split, path in paths.items()
+  }
 
 
 def _of_arrays(path: pathlib.Path, split: str, side: int) -> Iterator[Row]:

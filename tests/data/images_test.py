@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from effformer import data
 from effformer.data import files, images
 from effformer.errors import ConfigError, DataError
 
@@ -79,6 +80,31 @@ def test_one_file_has_several_splits(save):
   assert len(loaded.splits['train']) + len(loaded.splits['validation']) == 50
   with pytest.raises(DataError, match='validation_x and validation_y'):
     load(path, paths={'validation': str(path)})
+
+
+def test_a_file_of_several_splits_stands_for_those_nobody_gave(save, tmp_path):
+  arrays = {f'{split}_x': pictures(30) for split in ('train', 'test')}
+  arrays |= {'train_y': np.arange(30) % 2, 'test_y': np.arange(30) % 2}
+  path, other = str(save(**arrays)), str(tmp_path / 'other.npz')
+  given = {'train': path, 'validation': '', 'test': ''}
+  assert images.spread(given) == {**given, 'test': path}
+  assert images.spread({**given, 'test': other})['test'] == other
+  single = {**given, 'train': str(save(x=pictures(30), y=np.arange(30) % 2))}
+  assert images.spread(single) == single
+  for train in (tmp_path, tmp_path / 'absent.npz', ''):
+    assert images.spread({**given, 'train': str(train)})['test'] == ''
+
+
+def test_the_test_arrays_of_one_file_are_the_test_split(tmp_path):
+  x_NHW = np.random.default_rng(0).integers(0, 256, (90, 32, 32), np.uint8)
+  y_N = np.arange(90) % 2
+  arrays = {'train_x': x_NHW[:80], 'train_y': y_N[:80]}
+  np.savez(tmp_path / 'a.npz', test_x=x_NHW[80:], test_y=y_N[80:], **arrays)
+  found = data.load('image', train=str(tmp_path / 'a.npz'))
+  test = found.splits['test']
+  assert [test[i]['text'] for i in range(10)] == [
+    x_HW.tobytes() for x_HW in x_NHW[80:]
+  ]
 
 
 def test_colour_becomes_grey(save):
