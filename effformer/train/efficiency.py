@@ -144,7 +144,7 @@ def _compiled(config):
   train = program.trace_train_step().lower().compile()
   forward = program.lower_eval_step().compile()
   batches = [
-    _random(config, task, program.mesh, size)
+    random_batch(config, task, program.mesh, size)
     for size in (config.train.batch_size, config.train.eval_batch_size)
   ]
   state = [first]
@@ -158,7 +158,13 @@ def _compiled(config):
   yield 'forward', forward, lambda: forward(state[0].params, batches[1])
 
 
-def _random(config, task, mesh, size):
+def random_batch(
+  config: ml_collections.ConfigDict,
+  task: tasks.Task,
+  mesh: jax.sharding.Mesh,
+  size: int,
+) -> dict[str, jax.Array]:
+  """A batch of `size` full rows of random tokens and labels, on the devices."""
   generator = np.random.default_rng(0)
   length = config.data.max_length
   abstract = setup.abstract_batch(mesh, size, length, task.inputs)
