@@ -184,8 +184,11 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
 def _reliability() -> list[str]:
   lines = []
   for row in _read('kill_campaign'):
+    stage = (
+      bool(int(row['pretrain_steps'])) * ' with a stage of self-pretraining'
+    )
     lines.append(
-      f'- **{row["kills"]} random SIGKILLs over {row["runs"]} runs: '
+      f'- **{row["kills"]} random SIGKILLs over {row["runs"]} runs{stage}: '
       f'{row["divergences"]} divergences** in state, scores or metrics '
       '(`python -m experiments.kill_campaign`).'
     )
@@ -206,11 +209,26 @@ def _reliability() -> list[str]:
       f'- {same} of {len(full)} runs that met a full disk went on to the same '
       'bytes once there was room (`python -m experiments.disk_full`).'
     )
-  for row in _read('loop_overhead'):
+  if overhead := _read('loop_overhead'):
+    ratios = ', '.join(
+      f'{row["task"]} {float(row["median_ratio"]):.3f}' for row in overhead
+    )
+    waiting = max(float(row['waiting_share']) for row in overhead)
     lines.append(
-      f'- The loop runs at {float(row["median_ratio"]):.3f} of the rate of the '
-      f'bare compiled step ({row["mechanism"]}, quick; '
+      '- The loop over the bare compiled step, steps a second: '
+      f'{ratios}; at most {100 * waiting:.1f}% of it is waiting for data '
+      f'({overhead[0]["mechanism"]}, quick; '
       '`python -m experiments.loop_overhead`).'
+    )
+  if path_x := _read('path_x'):
+    peaks = ', '.join(
+      f'{row["mechanism"]} {int(row["peak_resident_mb"]) / 1000:.2f} GB'
+      for row in path_x
+    )
+    lines.append(
+      f'- Path-X, a training step of {path_x[0]["batch_size"]} rows of '
+      f'{int(path_x[0]["tokens"]):,} tokens, peak memory of the whole process: '
+      f'{peaks} (`python -m experiments.path_x`).'
     )
   return lines
 
