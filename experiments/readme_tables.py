@@ -146,8 +146,8 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
     'of magnitude, [docs/speed.md](docs/speed.md) for speed.',
     '',
     '| task | mechanism | test | highest floor | majority | seeds | '
-    'parameters | steps | steps/s |',
-    '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
+    'parameters | GFLOP a step | steps | steps/s |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
   ]
   groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
   for row in rows:
@@ -167,6 +167,7 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
       f'| {task} | {mechanism} | {score} | '
       f'{floor:.1f} ({first["floor_name"].replace("_", " ")}) | '
       f'{first["majority"]} | {len(group)} | {int(first["num_params"]):,} | '
+      f'{float(first["products_per_step"]) / 1e9:.3g} | '
       f'{first["steps"]} of {first["batch_size"]} | {rate:.2f} |'
     )
   waiting = max(float(row['waiting_share']) for row in rows)

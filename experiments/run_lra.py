@@ -54,10 +54,10 @@ FILES = {
 }
 COLUMNS = (
   *('task', 'mechanism', 'preset', 'quick', 'seed', 'steps', 'batch_size'),
-  *('max_length', 'num_params', 'test_accuracy', 'test_count'),
-  *('validation_accuracy', 'floor_name', 'floor', 'points_above_floor'),
-  *('majority', 'stand_in', 'steps_per_second', 'train_seconds'),
-  *('waiting_share', 'device', 'commit', 'command', 'variant'),
+  *('max_length', 'num_params', 'products_per_step', 'test_accuracy'),
+  *('test_count', 'validation_accuracy', 'floor_name', 'floor'),
+  *('points_above_floor', 'majority', 'stand_in', 'steps_per_second'),
+  *('train_seconds', 'waiting_share', 'device', 'commit', 'command', 'variant'),
 )
 # Switches of this script that make other runs of the same name.
 VARIANTS = ('pretrain', 'matched')
@@ -213,6 +213,7 @@ def row_of(result: dict, arguments: Sequence[str], variant: str) -> dict:
   words = [_without_path(word) for word in arguments]
   row = {
     **result,
+    'products_per_step': result['cost']['products_per_step'],
     'test_accuracy': round(100 * accuracy, 2),
     'test_count': result['test']['count'],
     'validation_accuracy': round(100 * result['validation']['accuracy'], 2),

@@ -9,13 +9,15 @@ RESULTS = pathlib.Path(__file__).resolve().parent / 'results'
 
 
 def write(path: pathlib.Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Writes the rows, the keys of the first in the heading; None: nowhere."""
+  """Writes the rows, all their keys in the heading; None: nowhere."""
   rows = list(rows)
   if path is None:
     return
+  # Rows of an older table may lack a column.
+  columns = list(dict.fromkeys(key for row in rows for key in row))
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open('w', newline='') as file:
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
+    writer = csv.DictWriter(file, columns, lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
 

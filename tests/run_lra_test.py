@@ -12,7 +12,7 @@ import time
 import pytest
 
 from effformer import errors
-from experiments import matching, run_lra
+from experiments import matching, run_lra, table
 from experiments.run_lra import Cell, Signals
 
 RESULT = {
@@ -21,6 +21,7 @@ RESULT = {
   'test': {'accuracy': 0.7, 'count': 7},
   'validation': {'accuracy': 0.75, 'count': 9},
   'floors': {'majority': 0.5, 'bag_of_bytes': 0.62},
+  'cost': {'products_per_step': 6e9},
   'stand_in': False, 'steps_per_second': 3.0,
   'seconds_of_last_start': {'train': 4.0, 'waiting_for_data': 0.1},
   'device': 'cpu x 1', 'commit': 'abc',
@@ -188,6 +189,16 @@ def test_no_path_of_a_machine_gets_into_the_table():
     'python --workdir=runs/text-linear-0 '
     '--config.data.train=FOLDER/imdb.jsonl.gz --config.data.stand_in=False'
   )
+
+
+def test_rows_of_an_older_table_stay_and_have_no_new_columns(tmp_path):
+  path = tmp_path / 'table.csv'
+  table.write(path, [{'seed': 1, 'score': 2.0}, {'seed': 0, 'score': 1.0}])
+  table.merge(path, [{'seed': 1, 'score': 3.0, 'cost': 5}], 'seed')
+  assert table.read(path) == [
+    {'seed': '0', 'score': '1.0', 'cost': ''},
+    {'seed': '1', 'score': '3.0', 'cost': '5'},
+  ]
 
 
 @pytest.mark.slow
