@@ -103,7 +103,7 @@ def _prepare(
 ) -> None:
   failures = []
   for name in names:
-    if KNOWN[name].generated and not is_asked:
+    if KNOWN[name].is_slow and not is_asked:
       print(f'{name}: left out; it takes many minutes. To make it, name it')
       continue
     print(f'{name}: preparing in {folder}', flush=True)

@@ -33,6 +33,7 @@ from effformer.data import (
   image_stand_in,
   imdb,
   listops,
+  listops_release,
   pair_stand_in,
   pathfinder,
   pathfinder_release,
@@ -95,6 +96,13 @@ class EffformerListops(_Builder):
       splits[split] = _listops_examples(start, start + size, seen)
       start += size
     return splits
+
+
+class EffformerListopsRelease(_Builder):
+  """ListOps, from the release of LRA (see listops_release.py)."""
+
+  def examples(self) -> Mapping[str, Iterable[Example]]:
+    return listops_release.read_release(self.origin)
 
 
 def _listops_examples(start: int, stop: int, seen: set) -> Iterator[Example]:

@@ -26,6 +26,7 @@ from effformer.data import (
   images,
   imdb,
   listops,
+  listops_release,
   pathfinder_release,
   rows,
 )
@@ -45,8 +46,7 @@ class Known:
     label_names: names of the labels, or ().
     stand_in: builder of a generated stand-in, or None.
     archive: the official archive, or None.
-    release: files of the release of LRA that are needed, or (). Without either
-      the data are generated.
+    release: files of the release of LRA that are needed, or ().
     faults: (folder of the release) -> what is wrong with it, a line each.
     check_text: raises DataError for a text that is not of this task.
     read_rows: reads own data; see `files.load_files`.
@@ -55,6 +55,8 @@ class Known:
       `read_rows` is then a function of its path.
     generated: builder of the same kind of data by our own generator, which is
       taken where the release is not there; no stand-in, but named.
+    generated_origin: what those are, for the screen.
+    is_slow: whether generating them takes many minutes.
     counts: split to the number of its official examples, where it is known.
   """
 
@@ -66,6 +68,8 @@ class Known:
   archive: archives.Archive | None = None
   release: tuple[str, ...] = ()
   generated: type | None = None
+  generated_origin: str = ''
+  is_slow: bool = False
   faults: Callable[[pathlib.Path], Iterator[str]] | None = None
   check_text: files.CheckText | None = None
   read_rows: Callable = rows.of_texts
@@ -93,9 +97,13 @@ _IMDB = Known(
 )
 KNOWN = {
   'listops': Known(
-    builder=builders.EffformerListops,
-    origin=f'ListOps, LRA rule, seed {builders.LISTOPS_SEED}',
+    builder=builders.EffformerListopsRelease,
+    generated=builders.EffformerListops,
+    generated_origin=f'ListOps, LRA rule, seed {builders.LISTOPS_SEED}',
+    origin='ListOps (release of LRA)',
     num_classes=listops.NUM_CLASSES,
+    release=tuple(listops_release.FILES.values()),
+    faults=listops_release.faults,
     check_text=ListOpsTokenizer().encode,
   ),
   'text': _IMDB,
@@ -133,6 +141,11 @@ KNOWN = {
     f'pathfinder{size}': Known(
       builder=builders.PATHFINDER_RELEASE[size],
       generated=builders.PATHFINDER_GENERATED[size],
+      generated_origin=(
+        f'Pathfinder, {size} x {size}, hard, by our generator, seed '
+        f'{builders.PATHFINDER_SEED}, not the images of the release'
+      ),
+      is_slow=True,
       origin=f'Pathfinder, {size} x {size}, hard (release of LRA)',
       num_classes=2,
       label_names=('apart', 'joined'),
@@ -246,8 +259,6 @@ def obtain(
   known = _known(name)
   if builder := builders.find(known.builder, folder):
     return builder, False
-  if not (known.archive or known.release):
-    return builders.prepare(known.builder, folder), False
   manual = folder / 'downloads' / 'manual'
   if origin := _by_hand(known, manual):
     return builders.prepare(known.builder, folder, origin), False
@@ -344,13 +355,9 @@ def describe(
 ) -> Dataset:
   """The prepared data of `builder` as a data set."""
   known = KNOWN[name]
-  origin, notes = f'{known.origin}, prepared in {builder.data_path}', ()
-  if known.generated and isinstance(builder, known.generated):
-    origin = (
-      f'{known.origin.partition(" (")[0]}, by our generator, seed '
-      f'{builders.PATHFINDER_SEED}, not the images of the release; '
-      f'prepared in {builder.data_path}'
-    )
+  is_generated = known.generated and isinstance(builder, known.generated)
+  origin = known.generated_origin if is_generated else known.origin
+  origin, notes = f'{origin}, prepared in {builder.data_path}', ()
   if is_stand_in:
     origin = (
       f'STAND-IN: generated data, not {known.origin}; '
