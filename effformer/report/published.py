@@ -54,3 +54,20 @@ def score(mechanism: str, task: str) -> tuple[float, str] | None:
       if task in values:
         return values[task], source
   return None
+
+
+def best(task: str) -> tuple[float, str, str]:
+  """The highest published accuracy, its mechanism and its source."""
+  found = [
+    (*published, name)
+    for name in (*_LRA, *_LATER)
+    if (published := score(name, task))
+  ]
+  value, source, name = max(found)
+  return value, name, source
+
+
+def average(mechanism: str) -> float | None:
+  """Mean over the six tasks, where the mechanism was published on all."""
+  values = _LATER.get(mechanism, ())
+  return sum(values) / len(TASKS) if len(values) == len(TASKS) else None

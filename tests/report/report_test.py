@@ -130,6 +130,12 @@ def test_published_figures():
   assert published.score('performer', 'pathfinder128') is None
   assert published.score('s5', 'pathfinder128')[0] == 98.58
   assert published.score('nsa', 'text') is None
+  assert published.best('text')[:2] == (90.43, 'mega')
+  assert published.best('pathfinder128')[:2] == (98.58, 's5')
+  # As the papers print them.
+  assert round(published.average('mega'), 2) == 88.21
+  assert round(published.average('s5'), 2) == 87.46
+  assert published.average('linear') is None
   # As printed in the paper, but for Sinkhorn, whose columns give 51.48.
   printed = {
     'full': 54.39, 'local': 46.06, 'sparse': 51.24, 'longformer': 53.46,
