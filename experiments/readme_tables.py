@@ -204,8 +204,9 @@ def _distance(rows: list[dict[str, str]]) -> list[str]:
     'code, larger models and up to thousands of times the',
     f'examples. Its averages over all six tasks: {averages}; a run of ours at '
     'full budget',
-    'needs an accelerator and is not made yet. Pathfinder is of our generator, Retrieval of abstracts: not the files '
-    'that the published figures are of.',
+    'needs an accelerator and is not made yet. Pathfinder is of our generator, '
+    'Retrieval of abstracts: not the files that',
+    'the published figures are of.',
     '',
     '| task | our best here | budget | published best | distance |',
     '| --- | --- | --- | --- | --- |',
