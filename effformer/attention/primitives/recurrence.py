@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from effformer.attention.primitives import softmax
+from effformer.attention.primitives import softmax, triangular
 from effformer.shapes import Array
 
 # Tokens of a part of a chunk, where decay differs by channel.
@@ -181,11 +181,8 @@ def one_chunk(
     beta_C1 = jnp.where(keep_C, beta_C, 0.0)[:, None]
     from_CK = jnp.where(is_continued_C1, fades.since_start(k_CK), 0.0)
     inner_CC = jnp.where(before_CC, fades.products(k_CK, k_CK), 0.0)
-    u_CV = jax.scipy.linalg.solve_triangular(
-      beta_C1 * inner_CC,
-      beta_C1 * (u_CV - from_CK @ memory.sum_KV),
-      lower=True,
-      unit_diagonal=True,
+    u_CV = triangular.solve(
+      beta_C1 * inner_CC, beta_C1 * (u_CV - from_CK @ memory.sum_KV)
     )
   inner_CC = jnp.where(past_CC, fades.products(q_CK, k_CK), 0.0)
   from_CK = jnp.where(is_continued_C1, fades.since_start(q_CK), 0.0)
