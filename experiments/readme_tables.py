@@ -171,6 +171,8 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
   waiting = max(float(row['waiting_share']) for row in rows)
   lines += [
     '',
+    'A score at its floor or below it has learnt nothing that a trivial model '
+    'does not know: so few steps of Pathfinder and Retrieval.',
     'A row of one seed has no spread. Steps per second: of the fastest seed, '
     'on one or two cores that other work may have shared',
     '(see the table of speed for fair ratios).',
