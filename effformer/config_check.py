@@ -126,10 +126,9 @@ def _check_causal(config: ml_collections.ConfigDict, schema: ModuleType):
   }
   for name in sorted(mixers):
     if name not in schema.CAUSAL:
-      fitting = list(schema.CAUSAL)
       refuse(
         f'{name} cannot be causal, which {what} needs',
-        f'use one of {", ".join(fitting)}'
+        f'use one of {", ".join(schema.CAUSAL)}'
         + (', or pretrain.objective=masked' if is_causal_stage else ''),
       )
 

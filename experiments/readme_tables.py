@@ -229,9 +229,8 @@ def _distance(rows: list[dict[str, str]]) -> list[str]:
 def _reliability() -> list[str]:
   lines = []
   for row in _read('kill_campaign'):
-    stage = (
-      bool(int(row['pretrain_steps'])) * ' with a stage of self-pretraining'
-    )
+    has_stage = row['pretrain_steps'] != '0'
+    stage = ' with a stage of self-pretraining' if has_stage else ''
     lines.append(
       f'- **{row["kills"]} random SIGKILLs over {row["runs"]} runs{stage}: '
       f'{row["divergences"]} divergences** in state, scores or metrics '

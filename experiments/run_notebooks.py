@@ -3,8 +3,8 @@
   python -m experiments.run_notebooks [NAME ...]
 
 Needs the extra `colab` (ipython). Each runs in a process of its own, by
-IPython without a kernel server, whose messages may get lost. They work in
-runs/colab, which is emptied before. Prints the seconds of each; exit code 1 if
+IPython without a kernel server. They work in runs/colab, which is emptied
+before. Prints the seconds of each; exit code 1 if
 a cell fails. Nothing is written back: the notebooks are kept without outputs.
 """
 
