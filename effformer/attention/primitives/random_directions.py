@@ -25,22 +25,33 @@ def first(seed, num_heads, num_features, width):
 def draw(
   seed: int, number: ArrayLike, num_heads: int, num_features: int, width: int
 ) -> Array:
-  """Omega [H, M, K], float32."""
+  """Omega [H, M, K], float32; number: 0, 1, ... for other rows of a seed."""
   rng = jax.random.fold_in(jax.random.key(seed), number)
+  num_blocks = -(-num_features // width)
 
   def of_head(head):
-    return directions(jax.random.fold_in(rng, head), num_features, width)
+    # One for the directions and one, independent of it, for the norms.
+    shape = 2, num_blocks, width, width
+    return jax.random.normal(jax.random.fold_in(rng, head), shape)
 
-  return jax.vmap(of_head)(jnp.arange(num_heads))
+  gauss_HNKK, other_HNKK = jax.vmap(of_head, out_axes=1)(jnp.arange(num_heads))
+  q_LKK = _orthogonal(gauss_HNKK.reshape(-1, width, width))
+  norm_HNK1 = jnp.linalg.norm(other_HNKK, axis=-1, keepdims=True)
+  rows_HNKK = q_LKK.reshape(gauss_HNKK.shape) * norm_HNK1
+  return rows_HNKK.reshape(num_heads, -1, width)[:, :num_features]
 
 
-def directions(rng: Array, num_features: int, width: int) -> Array:
-  """Omega [M, K]: each row N(0, I), rows of a block of K orthogonal."""
-  num_blocks = -(-num_features // width)
-  # One for the directions and one, independent of it, for the norms.
-  gauss_NKK, other_NKK = jax.random.normal(rng, (2, num_blocks, width, width))
-  q_NKK, r_NKK = jnp.linalg.qr(gauss_NKK)
-  sign_NK = jnp.sign(jnp.diagonal(r_NKK, axis1=-2, axis2=-1))
-  norm_NK1 = jnp.linalg.norm(other_NKK, axis=-1, keepdims=True)
-  rows_NKK = q_NKK * sign_NK[:, None, :] * norm_NK1
-  return rows_NKK.reshape(-1, width)[:num_features]
+def _orthogonal(x_LKK: Array) -> Array:
+  """Q of each X = Q R with a positive diagonal of R."""
+
+  def factor(x_KK):
+    q_KK, r_KK = jnp.linalg.qr(x_KK)
+    return q_KK * jnp.sign(jnp.diagonal(r_KK))[None, :]
+
+  # A batch of LAPACK calls holds the threads of the CPU's pool that it waits
+  # for; two at once, of two layers, wait for ever (jaxlib 0.10, two cores).
+  return jax.lax.platform_dependent(
+    x_LKK,
+    cpu=functools.partial(jax.lax.map, factor),
+    default=jax.vmap(factor),
+  )

@@ -34,12 +34,11 @@ FORMS = ('positive', 'hyperbolic', 'relu')
 
 @functools.cache
 def draws(number, num_features=8, width=8):
+  # Heads are independent of each other.
   draw = functools.partial(
-    random_directions.directions, num_features=num_features, width=width
+    random_directions.draw, 2, 0, number, num_features, width
   )
-  return np.asarray(
-    jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2), number))
-  )
+  return np.asarray(jax.jit(draw)())
 
 
 # Omega.
@@ -67,6 +66,28 @@ def test_every_entry_is_a_standard_normal():
   # Norms first, then a component of each direction.
   related = np.corrcoef(norm_NM.T, unit_NM.T)[:8]
   assert np.abs(related[~np.eye(8, 16, dtype=bool)]).max() < error
+
+
+def test_heads_and_numbers_have_directions_of_their_own():
+  draw = functools.partial(random_directions.draw, 2)
+  omega_NHMK = np.stack([draw(number, H, 8, 8) for number in (0, 1)])
+  unit_LK = omega_NHMK.reshape(-1, 8)
+  unit_LK = unit_LK / np.linalg.norm(unit_LK, axis=-1, keepdims=True)
+  alike = np.abs(unit_LK @ unit_LK.T)[np.triu_indices(len(unit_LK), 1)]
+  assert alike.max() < 0.98
+  # The first heads are the same whatever follows.
+  assert_close(draw(1, H + 2, 8, 8)[:H], omega_NHMK[1])
+
+
+def test_a_cpu_factors_one_matrix_at_a_time():
+  """Two batches at a time may wait for ever (jaxlib 0.10, two cores)."""
+  draw = jax.jit(lambda number: random_directions.draw(2, number, H, 20, 8))
+  text = draw.trace(1).lower(lowering_platforms=('cpu',)).as_text()
+  calls = [line for line in text.splitlines() if 'lapack_sgeqrf' in line]
+  assert calls
+  for line in calls:
+    assert 'tensor<8x8xf32>' in line, line
+    assert 'x8x8xf32' not in line, line
 
 
 @pytest.mark.parametrize('form', ['positive', 'hyperbolic'])
