@@ -10,27 +10,36 @@ Own images come in two forms. `.npz`: arrays `x` [N, H, W] or [N, H, W, 3],
 uint8, and `y` [N], integers; or one file for several splits, with `train_x`,
 `train_y`, `test_x`, ..., given for train (see `spread`). A folder: one folder a
 class in it, named after the class, with image files. Nothing that
-would execute is read: arrays of objects are refused, and an image is decoded
-only if its header says the size that the task needs.
+would execute is read: arrays of objects are refused. An image is decoded only
+if its header says the size that the task needs, arrays are unpacked only if
+their headers fit each other and the file.
 """
 
+import math
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from effformer.data.rows import Row, missing
+from effformer.data.rows import Row, missing, unpacked_limit
 from effformer.errors import ConfigError, DataError
 
 GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp')
-# An array file that claims more than this is taken for an attack.
-_MAX_ARRAY_BYTES = 16 << 30
+# Whatever a file is named: Pillow knows forms (EPS) that start a program.
+FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP')
+# 8 bits a channel.
+_MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 
-# What NumPy and zipfile raise on files that are not what they claim.
-_DAMAGE = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile)
+# What NumPy and zipfile raise on files that are not what they claim; the last
+# two of packing that is unknown, and encrypted.
+_DAMAGE = (
+  *(ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error),
+  *(NotImplementedError, RuntimeError),
+)
 
 
 def grey(rgb_NHW3: np.ndarray) -> np.ndarray:
@@ -46,6 +55,8 @@ def rows(side: int) -> Callable[[pathlib.Path, str], Iterator[Row]]:
   def read(path: pathlib.Path, split: str) -> Iterator[Row]:
     if path.is_dir():
       yield from _of_folder(path, side)
+    elif not path.exists():
+      raise missing(path)
     elif path.suffix.lower() == '.npz':
       yield from _of_arrays(path, split, side)
     else:
@@ -72,42 +83,36 @@ def spread(paths: Mapping[str, str]) -> dict[str, str]:
 
 
 def _of_arrays(path: pathlib.Path, split: str, side: int) -> Iterator[Row]:
-  x_NHW, y_N = _arrays(path, split)
-  if x_NHW.ndim == 4 and x_NHW.shape[-1] == 3:
+  x_NHW, y_N = _arrays(path, split, side)
+  if x_NHW.ndim == 4:
     x_NHW = grey(x_NHW)
-  is_image = x_NHW.ndim == 3 and x_NHW.dtype == np.uint8
-  if not is_image or y_N.ndim != 1 or y_N.dtype.kind not in 'iu':
-    raise DataError(
-      f'{path}: x is {x_NHW.dtype} {x_NHW.shape} and y {y_N.dtype} '
-      f'{y_N.shape}.\nx has to be uint8 [N, H, W] or [N, H, W, 3], and y '
-      'integers [N].'
-    )
-  if x_NHW.shape[1:] != (side, side):
-    height, width = x_NHW.shape[1:]
-    raise DataError(
-      f'{path} has images of {height} x {width}, not {side} x {side}.\n'
-      'Scale them, or choose a task of that size.'
-    )
-  if len(x_NHW) != len(y_N):
-    raise DataError(f'{path} has {len(x_NHW)} images, but {len(y_N)} labels.')
   for number, (x_HW, label) in enumerate(zip(x_NHW, y_N, strict=True)):
     yield Row(number, x_HW.tobytes(), int(label))
 
 
-def _arrays(path, split):
+def _arrays(path, split, side):
   try:
     with zipfile.ZipFile(path) as archive:
-      size = sum(member.file_size for member in archive.infolist())
-    if size > _MAX_ARRAY_BYTES:
-      raise DataError(f'{path} grows implausibly large: {size >> 30} GiB.')
-    with np.load(path, allow_pickle=False) as arrays:
-      prefix = '' if 'x' in arrays.files else f'{split}_'
+      members = {
+        member.filename.removesuffix('.npy'): member
+        for member in archive.infolist()
+      }
+      prefix = '' if 'x' in members else f'{split}_'
       names = [f'{prefix}{letter}' for letter in 'xy']
-      if not set(names) <= set(arrays.files):
+      if not set(names) <= set(members):
         raise DataError(
-          f'{path} has the arrays {", ".join(arrays.files)[:80]}.\n'
+          f'{path} has the arrays {", ".join(members)[:80]}.\n'
           f'Needed are x and y, or {split}_x and {split}_y.'
         )
+      headers = [_header(archive, members[name]) for name in names]
+    _check_headers(path, *headers, side)
+    size = sum(members[name].file_size for name in names)
+    if size > unpacked_limit(path):
+      raise DataError(
+        f'{path} grows implausibly large: {size >> 20:,} MiB.\n'
+        'If it is yours all the same, write it with numpy.savez, unpacked.'
+      )
+    with np.load(path, allow_pickle=False) as arrays:
       return [arrays[name] for name in names]
   except FileNotFoundError:
     raise missing(path) from None
@@ -116,6 +121,45 @@ def _arrays(path, split):
       f'{path} cannot be read as arrays: {str(error)[:200]}\n'
       'Write it with numpy.savez; arrays of objects are not read.'
     ) from None
+
+
+def _header(archive, member) -> tuple[tuple[int, ...], np.dtype]:
+  """Shape and type of a member, which is as large as they say."""
+  with archive.open(member) as stream:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+      header = np.lib.format.read_array_header_1_0(stream)
+    else:
+      header = np.lib.format.read_array_header_2_0(stream)
+    shape, _, dtype = header
+    if dtype.hasobject:
+      raise ValueError(f'{member.filename} is an array of objects')
+    size = stream.tell() + math.prod(shape) * dtype.itemsize
+  if size != member.file_size:
+    raise ValueError(
+      f'{member.filename} says {shape} of {dtype} and has '
+      f'{member.file_size:,} bytes'
+    )
+  return shape, dtype
+
+
+def _check_headers(path, x, y, side):
+  (x_shape, x_dtype), (y_shape, y_dtype) = x, y
+  has_images = len(x_shape) == 3 or (len(x_shape) == 4 and x_shape[3] == 3)
+  has_labels = len(y_shape) == 1 and y_dtype.kind in 'iu'
+  if not has_images or x_dtype != np.uint8 or not has_labels:
+    raise DataError(
+      f'{path}: x is {x_dtype} {x_shape} and y {y_dtype} {y_shape}.\n'
+      'x has to be uint8 [N, H, W] or [N, H, W, 3], and y integers [N].'
+    )
+  if x_shape[1:3] != (side, side):
+    height, width = x_shape[1:3]
+    raise DataError(
+      f'{path} has images of {height} x {width}, not {side} x {side}.\n'
+      'Scale them, or choose a task of that size.'
+    )
+  if x_shape[0] != y_shape[0]:
+    raise DataError(f'{path} has {x_shape[0]} images, but {y_shape[0]} labels.')
 
 
 def _of_folder(folder: pathlib.Path, side: int) -> Iterator[Row]:
@@ -149,15 +193,19 @@ def read_image(path: pathlib.Path, side: int) -> bytes:
   try:
     if not path.stat().st_size:
       raise DataError('an empty file')
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
       if image.size != (side, side):
         width, height = image.size
         raise DataError(f'{height} x {width}, not {side} x {side}')
+      if image.mode not in _MODES:
+        raise DataError(f'pixels of type {image.mode}, not of 8 bits a channel')
       if image.mode in ('L', '1'):
         return image.convert('L').tobytes()
       return grey(np.asarray(image.convert('RGB'))).tobytes()
+  except FileNotFoundError:
+    raise DataError('no such file') from None
   except UnidentifiedImageError:
-    raise DataError('not an image') from None
+    raise DataError(f'not an image ({", ".join(FORMATS)})') from None
   # Pillow raises what its decoders meet, SyntaxError for a broken PNG.
   except (*_DAMAGE, SyntaxError, Image.DecompressionBombError) as error:
     raise DataError(f'cannot be decoded ({str(error)[:100]})') from None

@@ -14,10 +14,12 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from effformer.errors import ConfigError, DataError
 
@@ -65,6 +67,22 @@ class Lines:
   def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
     return self._read(_lines)
 
+  def require_kind(self, kinds: Collection[str], endings: str) -> None:
+    """Refuses a file of none of these kinds; `endings` says what is read.
+
+    Raises:
+      DataError: it is not there, or a folder.
+      ConfigError: its name has another ending.
+    """
+    if self.kind in kinds:
+      return
+    # A name that is mistyped is not a kind that is unknown.
+    if not os.path.exists(self.path):
+      raise missing(self.path)
+    if os.path.isdir(self.path):
+      raise _is_folder(self.path)
+    raise ConfigError(f'unknown kind of file: {self.path}\n{endings}')
+
   def pieces(self, size: int) -> Iterator[bytes]:
     """The file in pieces of `size` bytes, the last one shorter."""
 
@@ -85,7 +103,7 @@ class Lines:
     except FileNotFoundError:
       raise missing(self.path) from None
     except IsADirectoryError:
-      raise DataError(f'{self.path} is a folder; a file is needed.') from None
+      raise _is_folder(self.path) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
       raise DataError(
         f'damaged gzip file: {self.path}\nafter row {number}: {error}\n'
@@ -98,13 +116,17 @@ class Lines:
     return _Unpacked(self.path) if self._is_gzip else open(self.path, 'rb')
 
 
+def unpacked_limit(path: pathlib.Path) -> int:
+  """Bytes that a packed file may hold: more are there to fill a memory."""
+  return max(_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES * path.stat().st_size)
+
+
 class _Unpacked(gzip.GzipFile):
   """The content of a gzip file; DataError where there is far too much."""
 
   def __init__(self, path: pathlib.Path):
     super().__init__(path)
-    times = _MAX_UNPACKED_TIMES * path.stat().st_size
-    self._limit = max(_MAX_UNPACKED_BYTES, times)
+    self._limit = unpacked_limit(path)
 
   def read(self, size: int = -1) -> bytes:
     return self._checked(super().read(size))
@@ -135,12 +157,10 @@ def of_texts(
   """
   del split
   lines = Lines(path)
-  if lines.kind not in _READERS:
-    more = '' if needs_label else ', .txt'
-    raise ConfigError(
-      f'unknown kind of file: {path}\n'
-      f'Own data end in .jsonl, .tsv{more}, or these with .gz.'
-    )
+  more = '' if needs_label else ', .txt'
+  lines.require_kind(
+    _READERS, f'Own data end in .jsonl, .tsv{more}, or these with .gz.'
+  )
   yield from _READERS[lines.kind](path, iter(lines), needs_label)
 
 
@@ -157,11 +177,27 @@ def of_plain_texts(path: pathlib.Path, split: str) -> Iterator[Row]:
     yield Row(number, piece)
 
 
+def own_path(given: str) -> pathlib.Path:
+  """The path of an own file, as it is given in a config."""
+  try:
+    return pathlib.Path(given).expanduser()
+  except RuntimeError as error:
+    raise DataError(
+      f'no such file: {given} ({str(error).rstrip(".")})\n'
+      'Give a path without ~.'
+    ) from None
+
+
 def missing(path: pathlib.Path) -> DataError:
   """The error that `path` is not there."""
   return DataError(
-    f'no such file: {path}\nCorrect data.train, data.validation or data.test.'
+    f'no such file: {path}\n'
+    'Correct data.train, data.validation, data.test or data.documents.'
   )
+
+
+def _is_folder(path: pathlib.Path) -> DataError:
+  return DataError(f'{path} is a folder; a file is needed.')
 
 
 def _lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
@@ -199,19 +235,27 @@ def _jsonl_rows(path, lines, needs_label=True) -> Iterator[Row]:
       yield Row(number, reason=str(error))
 
 
-def json_row(number: int, line: str, needs_label: bool = True) -> Row:
-  """The row of a JSON object; ValueError says why it is a bad one."""
+def json_object(line: str) -> dict[str, Any]:
+  """The object that a line is; ValueError says why it is none."""
   try:
     fields = json.loads(line)
   except (ValueError, RecursionError):
     raise ValueError('not JSON') from None
   if not isinstance(fields, dict):
     raise ValueError('not a JSON object')
+  return fields
+
+
+def json_row(number: int, line: str, needs_label: bool = True) -> Row:
+  """The row of a JSON object; ValueError says why it is a bad one."""
+  fields = json_object(line)
   label = fields.get('label') if needs_label else 0
   if label is None or label == '':
     raise ValueError('no label')
   if isinstance(label, bool) or not isinstance(label, int | str):
     raise ValueError('label is neither an integer nor a string')
+  if isinstance(label, str):
+    _utf8(label)
   name = fields.get('id')
   name = name if isinstance(name, str) else ''
   return Row(number, text_bytes(fields.get('text')), label, name)
@@ -252,6 +296,10 @@ def text_bytes(value: object, name: str = 'text') -> bytes:
     raise ValueError(f'{name} is not a string')
   if not value.strip():
     raise ValueError(f'empty {name}')
+  return _utf8(value)
+
+
+def _utf8(value: str) -> bytes:
   try:
     return value.encode()
   except UnicodeEncodeError:

@@ -5,10 +5,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from effformer import data
-from effformer.data import files, images
+from effformer.data import files, images, rows
 from effformer.errors import ConfigError, DataError
 
 SIDE = 4
@@ -150,17 +150,45 @@ def test_damaged_and_missing_files(save, tmp_path):
     load(path)
   with pytest.raises(DataError, match='no such file'):
     load(tmp_path / 'none.npz')
+  with pytest.raises(DataError, match='no such file'):
+    load(tmp_path / 'a.jsonl')
+  (tmp_path / 'a.jsonl').touch()
   with pytest.raises(ConfigError, match='unknown kind of file'):
     load(tmp_path / 'a.jsonl')
 
 
 def test_bomb_of_arrays_is_not_unpacked(tmp_path, monkeypatch):
   path = tmp_path / 'bomb.npz'
-  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-    archive.writestr('x.npy', bytes(1 << 20))
-  monkeypatch.setattr(images, '_MAX_ARRAY_BYTES', 1 << 19)
+  x_NHW = np.zeros((1 << 16, SIDE, SIDE), 'u1')
+  np.savez_compressed(path, x=x_NHW, y=np.zeros(len(x_NHW), 'u1'))
   monkeypatch.setattr(np, 'load', None)
+  monkeypatch.setattr(rows, '_MAX_UNPACKED_BYTES', 1 << 19)
   with pytest.raises(DataError, match='implausibly large'):
+    load(path)
+  # As dense as it may be.
+  monkeypatch.setattr(rows, '_MAX_UNPACKED_TIMES', 1000)
+  with pytest.raises(TypeError):
+    load(path)
+
+
+CLAIMS = {
+  'more': (1 << 50, SIDE, SIDE),
+  'less': (2, SIDE, SIDE),
+  'negative': (-1, SIDE, SIDE),
+}
+
+
+@pytest.mark.parametrize('name', CLAIMS)
+def test_headers_that_claim_another_size(tmp_path, monkeypatch, name):
+  path = tmp_path / 'own.npz'
+  with zipfile.ZipFile(path, 'w') as archive:
+    for letter, shape in (('x', CLAIMS[name]), ('y', (60,))):
+      stream = io.BytesIO()
+      header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+      np.lib.format.write_array_header_1_0(stream, header)
+      archive.writestr(f'{letter}.npy', stream.getvalue() + bytes(60))
+  monkeypatch.setattr(np, 'load', None)
+  with pytest.raises(DataError, match=r'x\.npy says .* and has \d+ bytes'):
     load(path)
 
 
@@ -184,7 +212,36 @@ def png(size):
   return stream.getvalue()
 
 
+def deep_png():
+  stream = io.BytesIO()
+  Image.fromarray(np.full((SIDE, SIDE), 300, np.uint16)).save(stream, 'png')
+  return stream.getvalue()
+
+
+# Pillow gives it to Ghostscript, whatever the file is named.
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 4 4
+%%EndComments
+showpage
+%%EOF
+"""
+
+
+def test_no_other_program_reads_an_image(folder, monkeypatch):
+  def started(*_, **__):
+    raise AssertionError('Ghostscript was started')
+
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', started)
+  path = folder / 'cat' / 'bad.png'
+  path.write_bytes(EPS)
+  with pytest.raises(DataError, match=r'cat/bad.png: not an image \(PNG'):
+    load(folder)
+  with pytest.raises(AssertionError), Image.open(path) as image:
+    image.load()
+
+
 BAD_IMAGES = {
+  'deep': (deep_png(), 'pixels of type I;16'),
   'empty': (b'', 'an empty file'),
   'text': (b'hello, this is no image', 'not an image'),
   'small': (png((SIDE, 3)), '3 x 4, not 4 x 4'),
@@ -205,6 +262,11 @@ def test_bad_images_are_named_and_may_be_skipped(folder, name):
   loaded = load(folder, max_bad_fraction=0.05)
   assert sum(map(len, loaded.splits.values())) == 80
   assert 'skipped 1 bad' in loaded.notes[0]
+
+
+def test_a_missing_image(tmp_path):
+  with pytest.raises(DataError, match='no such file'):
+    images.read_image(tmp_path / 'none.png', SIDE)
 
 
 def test_folder_without_images(tmp_path):
