@@ -8,7 +8,8 @@ Each run is one process and one folder below --workdir, made by
 `python -m effformer.main`; the same command goes on where it stopped, and what
 is finished is not run again. One process at a time, or with --devices=N one on
 each of N GPUs. SIGTERM and Ctrl-C reach the runs, which save; the exit code is
-then 143. A run that fails is named at the end (exit code 1) and the others go
+then 143. A grid that is killed outright leaves the run under way: the next one
+waits for its end. A run that fails is named at the end (exit code 1) and the others go
 on. All runs of a seed come first, so a grid that is cut short is still fair.
 
 FOLDER holds real data under the names of `FILES`; without it the prepared data
@@ -33,6 +34,7 @@ from typing import NamedTuple
 import jax
 
 from effformer.errors import ConfigError
+from effformer.train import workdir
 from experiments import matching, table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -185,6 +187,17 @@ def run_all(
     time.sleep(_POLL_SECONDS)
 
 
+def wait_for_others(cells: Sequence[Cell], signals: Signals) -> None:
+  """Waits for runs that a killed grid left behind, until a signal came."""
+  for cell in cells:
+    told = ''
+    while not signals.came and (who := workdir.holder(ROOT / cell.workdir)):
+      if who != told:
+        print(f'{cell.name}: waiting for {who}, which runs it', flush=True)
+        told = who
+      time.sleep(_POLL_SECONDS)
+
+
 def _environment(options) -> Callable[[int], dict[str, str]]:
   def of_slot(slot: int) -> dict[str, str]:
     own = {'CUDA_VISIBLE_DEVICES': str(slot)} if options.devices else {}
@@ -258,7 +271,10 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
   parser.add_argument('--csv', type=pathlib.Path, help='write the table')
   options = parser.parse_args(words)
   options.tasks = _names(parser, options.tasks, TASKS)
-  options.seeds = [int(seed) for seed in options.seeds.split(',')]
+  try:
+    options.seeds = [int(seed) for seed in options.seeds.split(',')]
+  except ValueError:
+    parser.error(f'--seeds={options.seeds}: numbers are needed, as in 0,1,2')
   if options.mechanisms == 'all':
     from effformer import attention
 
@@ -304,6 +320,7 @@ def main(words: Sequence[str] | None = None) -> int:
     jax.config.update('jax_platforms', 'cpu')
   cells = grid(options, failed)
   with Signals() as signals:
+    wait_for_others(cells, signals)
     run_all(
       cells, max(options.devices, 1), signals, done,
       _environment(options),

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from effformer import errors
+from effformer.train import workdir
 from experiments import matching, run_lra, table
 from experiments.run_lra import Cell, Signals
 
@@ -177,6 +178,43 @@ def test_a_signal_reaches_the_run_and_ends_the_grid(tmp_path):
   assert not (tmp_path / 'never').exists()
   # The handlers of before are back.
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_a_killed_grid_left_is_waited_for(
+  tmp_path, monkeypatch, capfd
+):
+  """SIGKILL of the grid cannot reach the run; the same command goes on."""
+  folder = tmp_path / 'a'
+  program = (
+    'import json, pathlib, sys, time\n'
+    'from effformer.train import workdir\n'
+    f'with workdir.open_workdir({str(folder)!r}) as here:\n'
+    '  end = time.monotonic() + 60\n'
+    '  while not (here / "go").exists() and time.monotonic() < end:\n'
+    '    time.sleep(0.05)\n'
+    f'  (here / "result.json").write_text({json.dumps(RESULT)!r})\n'
+  )
+  arguments = ('-c', program)
+  left = subprocess.Popen([sys.executable, *arguments], cwd=run_lra.ROOT)
+  end = time.monotonic() + 60
+  while not workdir.holder(folder) and time.monotonic() < end:
+    time.sleep(0.05)
+  assert workdir.holder(folder).startswith(f'pid {left.pid} ')
+  cells = [Cell('a', arguments, folder)]
+  monkeypatch.setattr(run_lra, 'grid', lambda options, failed: cells)
+  waits = threading.Timer(0.5, lambda: (folder / 'go').touch())
+  waits.start()
+  assert run_lra.main(['--seeds=0']) == 0
+  assert left.wait() == 0
+  assert f'a: waiting for pid {left.pid}' in capfd.readouterr().out
+  assert workdir.holder(folder) == ''
+
+
+@pytest.mark.parametrize('seeds', ['', 'a', '1,,2'])
+def test_seeds_that_are_no_numbers(seeds, capsys):
+  with pytest.raises(SystemExit):
+    run_lra.arguments([f'--seeds={seeds}'])
+  assert 'numbers are needed' in capsys.readouterr().err
 
 
 def test_no_path_of_a_machine_gets_into_the_table():

@@ -31,6 +31,8 @@ MAY_CHANGE = (
   'data.num_threads',
   'data.prefetch',
   'mesh.',
+  # The values count, not how they were said.
+  'overridden',
   'train.keep_checkpoints',
   'train.nonfinite',
 )
@@ -74,6 +76,22 @@ def open_workdir(
     yield path
   finally:
     os.close(descriptor)
+
+
+def holder(path: str | os.PathLike) -> str:
+  """Who holds the folder, as its lock says it; '' where nobody does."""
+  try:
+    descriptor = os.open(pathlib.Path(path) / 'lock', os.O_RDWR)
+  except OSError:
+    # Whoever wants to use the folder will say what is wrong with it.
+    return ''
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except OSError:
+    return _holder(descriptor)
+  finally:
+    os.close(descriptor)
+  return ''
 
 
 def has_begun(path: str | os.PathLike) -> bool:
@@ -145,9 +163,8 @@ def _hold(descriptor, path):
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
-    holder = os.pread(descriptor, 200, 0).decode(errors='replace').strip()
     raise errors.CheckpointError(
-      f'{path} is in use by {holder or "another process"}\n'
+      f'{path} is in use by {_holder(descriptor)}\n'
       'Wait for it, stop it, or use another --workdir.'
     ) from error
   except OSError as error:
@@ -158,6 +175,11 @@ def _hold(descriptor, path):
     os.pwrite(descriptor, text.encode(), 0)
   except OSError as error:
     raise _unusable(path, error) from error
+
+
+def _holder(descriptor):
+  text = os.pread(descriptor, 200, 0).decode(errors='replace').strip()
+  return text or 'another process'
 
 
 def _unusable(path, error):
