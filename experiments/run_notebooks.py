@@ -29,10 +29,18 @@ def run_cells(path: pathlib.Path) -> bool:
   from IPython.core.interactiveshell import InteractiveShell
 
   shell = InteractiveShell.instance()
+  plain, codes = shell.system, []
+
+  def system(command):
+    plain(command)
+    codes.append(shell.user_ns['_exit_code'])
+
+  # A cell is a success whatever its commands (`!`, `%pip`) ended with.
+  shell.system = system
   for cell in json.loads(path.read_text('utf-8'))['cells']:
     if cell['cell_type'] == 'code':
       source = ''.join(cell['source'])
-      if not shell.run_cell(source).success:
+      if not shell.run_cell(source).success or any(codes):
         print(f'{path.name}: this cell failed:\n{source}')
         return False
   return True

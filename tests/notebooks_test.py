@@ -6,7 +6,10 @@ import pathlib
 
 import pytest
 
+from experiments import run_notebooks
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+FAILING = ('raise ValueError', '!exit 3', '!exit 3\n!true', '%pip no-command')
 PATHS = sorted((ROOT / 'colab').glob('*.ipynb'))
 
 
@@ -35,6 +38,19 @@ def test_every_cell_is_python_but_for_commands(path):
       for line in ''.join(cell['source']).splitlines()
     ]
     ast.parse('\n'.join(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('source', ['print(1)\n!true', *FAILING])
+def test_a_cell_whose_command_fails_is_a_failure(source, tmp_path):
+  pytest.importorskip('IPython', reason='the extra colab is not installed')
+  path = tmp_path / 'one.ipynb'
+  cells = [
+    {'cell_type': 'markdown', 'source': ['text']},
+    {'cell_type': 'code', 'source': source.splitlines(keepends=True)},
+  ]
+  path.write_text(json.dumps({'cells': cells}))
+  assert run_notebooks.run(path) == (source not in FAILING)
 
 
 def test_all_begin_with_the_same_setup_that_keeps_jax():
