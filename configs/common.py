@@ -268,6 +268,10 @@ def base(choice: Choice = DEFAULT) -> ml_collections.ConfigDict:
   # they stand for are in the keys below.
   config.preset = choice.preset
   config.quick = choice.quick
+  # Keys, with commas between them, that the command line gave another value
+  # than the argument stands for; written by effformer.config, into result.json
+  # as well.
+  config.overridden = ''
   config.model = keys.model_keys()
   # The mechanism and its settings; broadcast to all layers. The members of a
   # hybrid ('local+full') have equal shares of the layers, from the lowest up.

@@ -68,8 +68,10 @@ def load(
       refuse(f'{FLAG}{key}={value} is given a second time', 'leave one out')
     given[key] = value
   try:
+    before = dict(leaves(config))
     for key, value in given.items():
       _override(config, key, value, schema)
+    _note_overridden(config, before, given)
     check(config, schema)
   except errors.ConfigError as error:
     place = f'In the config of --config={argument}.'
@@ -254,12 +256,23 @@ def _pairs(overrides) -> Iterator[tuple[str, Any]]:
     yield key, value
 
 
+def _note_overridden(config, before, given) -> None:
+  """A run goes by the name of its preset: what is not of it must be told."""
+  after = dict(leaves(config))
+  own = {key for key in given if before.get(key) != after.get(key)}
+  with config.unlocked():
+    own |= set(filter(None, config.get('overridden', '').split(',')))
+    config.overridden = ','.join(sorted(own))
+
+
 def _override(config, key: str, value: Any, schema: ModuleType) -> None:
   if key in _CHOSEN:
     refuse(
       f'{FLAG}{key}={value} would change a name, not what it stands for',
       f'choose it in the argument, --config=FILE.py:{_CHOSEN[key]}',
     )
+  if key == 'overridden':
+    refuse(f'{FLAG}{key}={value}: this key is written, not set', 'leave it out')
   mechanism = mechanism_of(config, schema)
   value = read_value(key, value, default_of(key, mechanism, schema))
   *sections, name = key.split('.')

@@ -31,7 +31,8 @@ KEYS = {
     for setting, mechanism in MECHANISM_OF_SETTING.items()
   },
 }
-CHOSEN = ('preset', 'quick', 'mixer.name')
+# Names, which no flag sets.
+CHOSEN = ('preset', 'quick', 'mixer.name', 'overridden')
 OPEN_TEXT = (
   *('data.train', 'data.validation', 'data.test', 'data.directory'),
   'data.documents',

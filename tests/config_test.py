@@ -72,6 +72,28 @@ def test_split_flags_leaves_other_words_alone():
     config_lib.split_flags(['--config.data.stand_in'])
 
 
+def test_what_is_not_of_the_preset_is_noted():
+  argument = 'configs/lra_text.py:linear,quick'
+  plain, _ = config_lib.load(argument)
+  same = {'train.num_steps': plain.train.num_steps}
+  assert plain.overridden == config_lib.load(argument, same)[0].overridden == ''
+  other = {'train.num_steps': 7, 'model.layers.0.mixer': 'full', **same}
+  other |= {'train.num_steps': 7}
+  changed, _ = config_lib.load(argument, other)
+  assert changed.overridden == 'model.layers.0.mixer,train.num_steps'
+  with pytest.raises(errors.ConfigError, match='written, not set'):
+    config_lib.load(argument, {'overridden': 'x'})
+
+
+def test_what_is_not_of_the_preset_is_kept_with_a_run(tmp_path):
+  argument = 'configs/lra_text.py:linear,quick'
+  changed, _ = config_lib.load(argument, {'train.num_steps': 7})
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(config_lib.to_json_dict(changed)))
+  again, _ = config_lib.load(str(path), {'model.width': 8})
+  assert again.overridden == 'model.width,train.num_steps'
+
+
 def test_explain_marks_overridden_keys():
   config, overridden = config_lib.load('configs/lra_text.py', ['seed=7'])
   lines = config_lib.explain(config, overridden)
@@ -184,6 +206,7 @@ def test_the_json_of_a_run_is_its_config_again(tmp_path, monkeypatch, argument):
   assert after.is_locked
   expected = before.to_dict()
   expected['train']['num_steps'] = 7
+  expected['overridden'] += ',train.num_steps'
   assert after.to_dict() == expected
 
 

@@ -86,6 +86,7 @@ SCHEMA = {
   'model.remat': bool,
   'model.reversible': bool,
   'model.width': int,
+  'overridden': str,
   'preset': str,
   'quick': bool,
   'seed': int,
@@ -130,7 +131,7 @@ def test_schema():
 
 def test_every_key_has_a_rule_or_takes_any_value():
   free = {'data.train', 'data.validation', 'data.test', 'data.directory'}
-  free |= {'data.documents'}
+  free |= {'data.documents', 'overridden'}
   free |= {key for key, kind in SCHEMA.items() if kind is bool}
   settings = {f'mixer.{s}' for row in common.MIXERS.values() for s in row}
   free |= {

@@ -23,8 +23,8 @@ class Group:
 
   Attributes:
     runs: by seed.
-    note: settings by which it differs from a group of the same name, as
-      `key=value`; empty where the name says all.
+    note: further settings by which it differs from a group of the same name,
+      as `key=value`; empty where the name says all.
   """
 
   runs: tuple[Run, ...]
@@ -39,8 +39,15 @@ class Group:
     """The mechanism, and the note where there is one."""
     stage = self.first.get('pretrain')
     notes = [f'pretrained, {stage["objective"]}'] if stage else []
-    notes += [self.note] if self.note else []
+    notes += [note for note in (self.overrides, self.note) if note]
     return self.first['mechanism'] + (f' ({", ".join(notes)})' if notes else '')
+
+  @property
+  def overrides(self) -> str:
+    """What the command line changed of the preset, as `key=value, ...`."""
+    return ', '.join(
+      f'{key}={value}' for key, value in _overrides(self.runs[0]).items()
+    )
 
   @property
   def scores(self) -> list[float]:
@@ -116,15 +123,28 @@ def _label(run: Run) -> tuple:
   return (
     *(result[key] for key in ('task', 'stand_in', 'preset', 'quick')),
     *(result['mechanism'], stage.get('objective', '')),
+    tuple(_overrides(run)),
   )
+
+
+def _overrides(run: Run) -> dict[str, Any]:
+  """Keys and values of a run that its preset has not; seed and data apart."""
+  values = workdir.flatten(run.config)
+  # Runs of before this was written have none.
+  return {
+    key: values.get(key)
+    for key in run.result.get('overridden', '').split(',')
+    if key and not workdir.matches(key, _NO_MATTER)
+  }
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
   """What tells groups of one name apart; no two are equal."""
   settings = [_settings(group.runs[0]) for group in groups]
+  told = set(_overrides(groups[0].runs[0]))
   keys = sorted(
     key
-    for key in set().union(*settings)
+    for key in set().union(*settings) - told
     if len({own.get(key) for own in settings}) > 1
   )
   return [

@@ -91,6 +91,7 @@ def make(
     'mechanism': config.mixer.name,
     'preset': config.preset,
     'quick': config.quick,
+    'overridden': config.overridden,
     'seed': config.seed,
     'steps': config.train.num_steps,
     'batch_size': config.train.batch_size,

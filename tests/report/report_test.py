@@ -156,6 +156,19 @@ def test_the_average_needs_all_five(tmp_path):
   assert cells(tables.arena(gathered(tmp_path)))[0][-1] == '72.0'
 
 
+def test_what_is_not_of_the_preset_is_in_the_name(tmp_path):
+  own = {'overridden': 'data.train,seed,train.batch_size'}
+  for seed, size in ((0, 3), (1, 3), (0, 5)):
+    write_run(
+      tmp_path, 'linear', seed=seed, settings={'train.batch_size': size}, **own
+    )
+  write_run(tmp_path, 'linear', settings={'train.batch_size': 9})
+  rows = [r for r in cells(tables.arena(gathered(tmp_path))) if r[1] == 'ours']
+  assert [row[0] for row in rows] == [
+    'linear', 'linear (train.batch_size=3)', 'linear (train.batch_size=5)',
+  ]  # fmt: skip
+
+
 def test_stand_ins_enter_no_arena(report, tmp_path):
   write_run(tmp_path / 'runs', stand_in=True)
   _, text, _ = report()
