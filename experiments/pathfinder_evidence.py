@@ -33,6 +33,7 @@ from experiments import table
 
 SIZE = 32
 PARTS = 40
+EPOCHS = 6
 BATCH = 64
 SEEDS = (0, 1, 2)
 # Of a quantity; the seed follows.
@@ -173,7 +174,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--train', type=int, default=40_000)
   parser.add_argument('--test', type=int, default=10_000)
-  parser.add_argument('--epochs', type=int, default=6)
+  parser.add_argument('--epochs', type=int, default=EPOCHS)
   parser.add_argument('--difficulties', default=','.join(DIFFICULTIES))
   parser.add_argument('--csv', type=pathlib.Path, help='write the figures')
   parser.add_argument('--sheet', type=pathlib.Path, help='write the pictures')

@@ -9,8 +9,9 @@ Each run is one process and one folder below --workdir, made by
 is finished is not run again. One process at a time, or with --devices=N one on
 each of N GPUs. SIGTERM and Ctrl-C reach the runs, which save; the exit code is
 then 143. A grid that is killed outright leaves the run under way: the next one
-waits for its end. A run that fails is named at the end (exit code 1) and the others go
-on. All runs of a seed come first, so a grid that is cut short is still fair.
+waits for its end. A run that fails is named at the end (exit code 1) and the
+others go on. All runs of a seed come first, so a grid that is cut short is
+still fair.
 
 FOLDER holds real data under the names of `FILES`; without it the prepared data
 of each task are used. Rows that the table holds of other runs stay. --matched
@@ -54,6 +55,7 @@ FILES = {
     'test': 'aan_abstract_pairs_test.tsv.gz',
   },
 }
+# `train_seconds`: of all steps at the rate of the last start.
 COLUMNS = (
   *('task', 'mechanism', 'preset', 'quick', 'seed', 'steps', 'batch_size'),
   *('max_length', 'num_params', 'products_per_step', 'test_accuracy'),
@@ -234,7 +236,8 @@ def row_of(result: dict, arguments: Sequence[str], variant: str) -> dict:
     'floor': round(100 * floor, 2),
     'points_above_floor': round(100 * (accuracy - floor), 2),
     'majority': round(100 * result['floors']['majority'], 2),
-    'train_seconds': seconds['train'],
+    'train_seconds': result['steps_per_second']
+    and round(result['steps'] / result['steps_per_second'], 2),
     'waiting_share': round(share, 4),
     'command': ' '.join(['python', *words]),
     'variant': variant,

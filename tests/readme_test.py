@@ -6,7 +6,7 @@ import re
 import pytest
 
 from effformer import config, main
-from experiments import readme_tables, speed_table
+from experiments import pathfinder_table, readme_tables, speed_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -22,6 +22,12 @@ def test_generated_blocks_are_fresh():
 def test_the_page_of_speed_is_fresh():
   assert speed_table.TARGET.read_text() == speed_table.rendered(), (
     'run: python -m experiments.speed_table'
+  )
+
+
+def test_the_page_of_pathfinder_is_fresh():
+  assert pathfinder_table.TARGET.read_text() == pathfinder_table.rendered(), (
+    'run: python -m experiments.pathfinder_table'
   )
 
 
