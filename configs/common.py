@@ -14,6 +14,7 @@ import ml_collections
 
 from configs import keys
 from configs.mechanisms import (
+  LRA_MODELS,
   MIXER_CHOICES,
   MIXER_RANGES,
   MIXERS,
@@ -146,6 +147,20 @@ def mixer_row(mechanism: str) -> dict:
       if merged.setdefault(name, value) != value:
         apart.add(name)
   return {name: merged[name] for name in merged if name not in apart}
+
+
+def overlay(*tables: dict[str, dict]) -> dict[str, dict]:
+  """Mechanism -> row; rows of later tables are laid over those before."""
+  merged = {}
+  for table in tables:
+    for mechanism, row in table.items():
+      merged[mechanism] = {**merged.get(mechanism, {}), **row}
+  return merged
+
+
+def lra_models(*tables: dict[str, dict]) -> dict[str, dict]:
+  """Mechanism -> row of LRA's models, with those of a task laid over."""
+  return overlay(LRA_MODELS, *tables)
 
 
 def parse(arg: str) -> Choice:

@@ -54,7 +54,30 @@ MODERN = {
 }
 
 PRESETS = {'paper': PAPER, 'repo': REPO, 'modern': MODERN}
-MECHANISMS = {'modern': lra_pathfinder32.MECHANISMS['modern']}
+
+# Per mechanism, laid over the preset: of the size of 'full', as there.
+MECHANISMS = {
+  'modern': common.overlay(
+    lra_pathfinder32.MECHANISMS['modern'],
+    {
+      # A table of all tokens would leave room for four mixtures: filters of 256
+      # taps in its place.
+      'linformer': {
+        'mixer.mixing': 'conv',
+        'model.qkv_width': 128,
+        'model.mlp_width': 128,
+      },
+      # Nor is there room for such tables: logits are made of the query.
+      'synthesizer': {
+        'mixer.variant': 'factorized_dense',
+        'model.num_heads': 8,
+        'model.qkv_width': 128,
+      },
+      # Sorting has weights for each block: fewer blocks.
+      'sinkhorn': {'mixer.block': 128, 'model.mlp_width': 96},
+    },
+  )
+}
 
 # Laid over any preset: a check that it runs.
 QUICK = {

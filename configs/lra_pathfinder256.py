@@ -50,7 +50,30 @@ MODERN = {
 }
 
 PRESETS = {'paper': PAPER, 'repo': REPO, 'modern': MODERN}
-MECHANISMS = {'modern': lra_pathfinder32.MECHANISMS['modern']}
+
+# Per mechanism, laid over the preset: of the size of 'full', as there.
+MECHANISMS = {
+  'modern': common.overlay(
+    lra_pathfinder32.MECHANISMS['modern'],
+    {
+      # Filters of 256 taps, as of the images of 128 x 128.
+      'linformer': {
+        'mixer.mixing': 'conv',
+        'mixer.rank': 256,
+        'model.qkv_width': 128,
+        'model.mlp_width': 128,
+      },
+      # Tables of all tokens do not fit: logits are made of the query.
+      'synthesizer': {
+        'mixer.variant': 'factorized_dense',
+        'model.num_heads': 8,
+        'model.mlp_width': 160,
+      },
+      # Sorting has weights for each block: fewer blocks.
+      'sinkhorn': {'mixer.block': 512, 'model.mlp_width': 96},
+    },
+  )
+}
 
 # Laid over any preset: a check that it runs.
 QUICK = {

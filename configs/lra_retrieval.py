@@ -84,14 +84,12 @@ PRESETS = {'paper': PAPER, 'repo': REPO, 'modern': MODERN}
 
 # Per mechanism, laid over the preset.
 MECHANISMS = {
-  preset: {
-    # LRA's linear attention drops nothing inside.
-    'linear': {'model.attention_dropout': 0.0},
-    # As many keys as in LRA's blocks of 50; a true window, though.
-    'local': {'mixer.window': 25},
-    # The default of LRA's model; neither paper nor configs name another.
-    'linformer': {'mixer.rank': 16, 'mixer.sharing': 'key_value'},
-  }
+  preset: common.lra_models(
+    {
+      # A tenth of the row.
+      'reformer': {'mixer.block': 401},
+    }
+  )
   for preset in ('paper', 'repo')
 } | {
   'modern': {

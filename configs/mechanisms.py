@@ -136,6 +136,30 @@ MIXERS = {
   'mamba2': {'value_width': 0, 'num_groups': 1, 'taps': 4},
 }
 
+# What the models of the LRA repository (cd31e5c) are set to where none of its
+# configs says otherwise, as far as it has a key here: docs/lra.md has the rest.
+LRA_MODELS = {
+  # These drop nothing inside, whatever their configs say.
+  'linear': {'model.attention_dropout': 0.0},
+  'performer': {'model.attention_dropout': 0.0},
+  'bigbird': {'model.attention_dropout': 0.0},
+  # Nor does this one. Its ten chunks depend on the length of the task.
+  'reformer': {
+    'model.attention_dropout': 0.0,
+    'mixer.num_hashes': 1,
+    'mixer.num_buckets': 10,
+  },
+  # No config that asks for another rank reaches the model.
+  'linformer': {'mixer.rank': 16, 'mixer.sharing': 'key_value'},
+  # As many keys as in its blocks of 50; a true window, though.
+  'local': {'mixer.window': 25},
+  'longformer': {'mixer.attention_window': 512, 'mixer.global_tokens': 0},
+  'sparse': {'mixer.stride': 50, 'mixer.columns': 10},
+  'sinkhorn': {'mixer.block': 50, 'mixer.combine': 'sum'},
+  # A table of tokens by tokens for each head: most of the model's parameters.
+  'synthesizer': {'mixer.variant': 'random', 'mixer.mix_dot_product': True},
+}
+
 # Mechanisms without rotary positions, and the position that the preset
 # `modern` uses for them: Linformer mixes tokens before it compares them.
 WITHOUT_ROTARY = {
