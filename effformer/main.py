@@ -172,6 +172,7 @@ def _run(argv, values, stop) -> None:
   _check_flags_of_modes(values)
   chosen = values.config or _stored_config(values.workdir)
   if not chosen:
+    _refuse_without_run(values)
     where = f', and {values.workdir} holds no run' if values.workdir else ''
     raise errors.ConfigError(
       f'no --config given{where}.\nFor example: '
@@ -233,10 +234,26 @@ def _check_flags_of_modes(values) -> None:
         )
 
 
+def _refuse_without_run(values) -> None:
+  """Says which folder lacks the run, where the mode is about one."""
+  if values.mode not in ('eval', 'predict', 'generate'):
+    return
+  if not values.workdir:
+    raise errors.ConfigError(
+      f'--mode={values.mode} is about a run, and no --workdir is given.\n'
+      'Give the --workdir of a run.'
+    )
+  raise errors.CheckpointError(
+    f'{values.workdir} holds no run: it has no config.json.\n'
+    'Give the --workdir of a run, or train one with --mode=train.'
+  )
+
+
 def _stored_config(folder: str | None) -> str | None:
   """The config of the run in a folder, if there is one."""
   path = pathlib.Path(folder or '') / 'config.json'
-  return str(path) if folder and path.is_file() else None
+  # Unlike `is_file`, false for a name that no folder can have.
+  return str(path) if folder and os.path.isfile(path) else None
 
 
 def _default_workdir(config: str) -> str:

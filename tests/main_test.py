@@ -12,12 +12,44 @@ from effformer import errors, main
 from effformer.train import preemption, workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+WORDS = ('good', 'bad', 'fine', 'dull') * 15
 CONFIG = f'--config={ROOT}/configs/lra_text.py:linear,quick'
 
 
 def run(capsys, *arguments):
   code = main.main(['effformer', *arguments])
   return code, capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_what_was_compiled_once_is_not_compiled_again(tmp_path):
+  rows = '\n'.join(f'{word} film {n}\t{n % 2}' for n, word in enumerate(WORDS))
+  (tmp_path / 'own.tsv').write_text(f'text\tlabel\n{rows}\n')
+  cache = tmp_path / 'cache' / 'effformer' / 'jax'
+  environment = {
+    **os.environ,
+    'XDG_CACHE_HOME': str(tmp_path / 'cache'),
+    # Small programs as well.
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+  found = []
+  for length in (16, 16, 17):
+    subprocess.run(
+      [
+        *(sys.executable, '-m', 'effformer.main', CONFIG, '--mode=dry_run'),
+        f'--config.data.train={tmp_path}/own.tsv',
+        f'--config.data.max_length={length}',
+        *('--config.model.num_layers=1', '--config.model.width=8'),
+      ],
+      cwd=ROOT, env=environment, check=True, timeout=300,
+    )  # fmt: skip
+    found.append({path.name for path in cache.glob('*-cache')})
+  once, again, longer = found
+  assert once
+  assert again == once
+  assert longer > once
 
 
 @pytest.mark.parametrize(
@@ -68,6 +100,31 @@ def test_a_mistake_is_one_short_message(capsys, arguments, words):
   assert words in captured.err
   assert 'Traceback' not in captured.err
   assert 1 <= len(captured.err.strip().splitlines()) <= 5
+
+
+@pytest.mark.parametrize('mode', ['eval', 'predict', 'generate'])
+def test_a_mode_of_a_run_without_one_says_so(capsys, tmp_path, mode):
+  for folder in (tmp_path / 'nothing', 'x' * 300):
+    code, captured = run(capsys, f'--mode={mode}', f'--workdir={folder}')
+    assert code == errors.CheckpointError.exit_code == 4
+    assert f'{folder} holds no run' in captured.err
+    assert '--config' not in captured.err
+  assert not (tmp_path / 'nothing').exists()
+  code, captured = run(capsys, f'--mode={mode}')
+  assert code == 2
+  assert '--workdir' in captured.err
+  assert 'lra_text' not in captured.err
+
+
+def test_a_path_without_an_ending_that_is_not_there_is_exit_3(capsys, tmp_path):
+  code, captured = run(
+    capsys,
+    CONFIG,
+    f'--workdir={tmp_path / "run"}',
+    f'--config.data.train={tmp_path / "nope"}',
+  )
+  assert code == 3
+  assert f'no such file: {tmp_path / "nope"}' in captured.err
 
 
 def test_debug_shows_the_traceback(capsys):

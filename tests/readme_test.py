@@ -10,7 +10,7 @@ from experiments import pathfinder_table, readme_tables, speed_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
-COMMANDS = re.findall(r'python -m effformer\.main (--config.*)', README)
+COMMANDS = re.findall(r'python -m effformer\.main (--config[^`\n]*)', README)
 
 
 def test_generated_blocks_are_fresh():

@@ -4,6 +4,7 @@
 its splits, `batch_at` any single one. `read_input` reads a single example.
 """
 
+from effformer.data.aan import MAX_BYTES as MAX_PAIR_BYTES
 from effformer.data.catalogue import KNOWN, data_folder, from_config, load
 from effformer.data.dataset import SPLITS, Dataset, Example, Source, read_all
 from effformer.data.inputs import read_input
@@ -23,6 +24,7 @@ from effformer.data.tokenizers import (
 
 __all__ = [
   'KNOWN',
+  'MAX_PAIR_BYTES',
   'PADDING',
   'SPLITS',
   'Batch',

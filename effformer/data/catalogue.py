@@ -2,164 +2,25 @@
 
 For each known source, in this order: data prepared before; the official
 archive in `<directory>/downloads/manual/`, or the unpacked release of LRA
-there; its download, checked; where allowed, the generated stand-in. A stand-in
-that is prepared already is taken before another download is tried, so that a
-run that is started again sees the same data; `python -m effformer.data prepare`
-fetches the real ones.
+there (see `releases`); its download, checked; where allowed, the generated
+stand-in. A stand-in that is prepared already is taken before another download
+is tried, so that a run that is started again sees the same data;
+`python -m effformer.data prepare` fetches the real ones.
 """
 
 import dataclasses
-import functools
 import inspect
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from effformer.data import (
-  aan,
-  archives,
-  builders,
-  cifar,
-  files,
-  images,
-  imdb,
-  listops,
-  listops_release,
-  pathfinder_release,
-  rows,
-)
+from effformer.data import archives, builders, files, images, releases, rows
 from effformer.data.dataset import SPLITS, Dataset, first_examples
-from effformer.data.tokenizers import ListOpsTokenizer
+from effformer.data.known import KNOWN, Known
 from effformer.errors import ConfigError, DataError
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-  """A data set that effformer can prepare.
-
-  Attributes:
-    builder: prepares the real data.
-    origin: what they are, for the screen.
-    num_classes: number of labels; 1 where they count for nothing.
-    label_names: names of the labels, or ().
-    stand_in: builder of a generated stand-in, or None.
-    archive: the official archive, or None.
-    release: files of the release of LRA that are needed, or ().
-    faults: (folder of the release) -> what is wrong with it, a line each.
-    check_text: raises DataError for a text that is not of this task.
-    read_rows: reads own data; see `files.load_files`.
-    side: of the images, in pixels; 0 where the examples are texts.
-    has_documents: whether own texts may stand in a file of their own;
-      `read_rows` is then a function of its path.
-    generated: builder of the same kind of data by our own generator, which is
-      taken where the release is not there; no stand-in, but named.
-    generated_origin: what those are, for the screen.
-    is_slow: whether generating them takes many minutes.
-    counts: split to the number of its official examples, where it is known.
-  """
-
-  builder: type
-  origin: str
-  num_classes: int
-  label_names: tuple[str, ...] = ()
-  stand_in: type | None = None
-  archive: archives.Archive | None = None
-  release: tuple[str, ...] = ()
-  generated: type | None = None
-  generated_origin: str = ''
-  is_slow: bool = False
-  faults: Callable[[pathlib.Path], Iterator[str]] | None = None
-  check_text: files.CheckText | None = None
-  read_rows: Callable = rows.of_texts
-  side: int = 0
-  has_documents: bool = False
-  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-RELEASE_URL = 'https://storage.googleapis.com/long-range-arena/lra_release.gz'
-
-
-def _pathfinder_faults(size: int, folder: pathlib.Path) -> Iterator[str]:
-  hard = folder / f'pathfinder{size}' / pathfinder_release.HARD
-  return pathfinder_release.faults(hard, size)
-
-
-_IMDB = Known(
-  builder=builders.EffformerText,
-  origin='IMDb reviews (Maas et al., 2011) as bytes',
-  num_classes=2,
-  label_names=imdb.LABEL_NAMES,
-  stand_in=builders.EffformerTextStandIn,
-  archive=imdb.ARCHIVE,
-  counts={'test': 2 * imdb.PER_CLASS},
-)
-KNOWN = {
-  'listops': Known(
-    builder=builders.EffformerListopsRelease,
-    generated=builders.EffformerListops,
-    generated_origin=f'ListOps, LRA rule, seed {builders.LISTOPS_SEED}',
-    origin='ListOps (release of LRA)',
-    num_classes=listops.NUM_CLASSES,
-    release=tuple(listops_release.FILES.values()),
-    faults=listops_release.faults,
-    check_text=ListOpsTokenizer().encode,
-  ),
-  'text': _IMDB,
-  'language': dataclasses.replace(
-    _IMDB,
-    origin=f'{_IMDB.origin}, labels not used',
-    num_classes=1,
-    label_names=(),
-    read_rows=rows.of_plain_texts,
-  ),
-  'image': Known(
-    builder=builders.EffformerImage,
-    origin='CIFAR-10 in grey (Krizhevsky, 2009), 32 x 32',
-    num_classes=len(cifar.LABEL_NAMES),
-    label_names=cifar.LABEL_NAMES,
-    stand_in=builders.EffformerImageStandIn,
-    archive=cifar.ARCHIVE,
-    counts={'train': 45_000, 'validation': 5_000, 'test': 10_000},
-    side=cifar.SIDE,
-    read_rows=images.rows(cifar.SIDE),
-  ),
-  'retrieval': Known(
-    builder=builders.EffformerRetrieval,
-    origin='pairs of ACL papers as bytes (release of LRA)',
-    num_classes=2,
-    label_names=('apart', 'cited'),
-    stand_in=builders.EffformerRetrievalStandIn,
-    release=tuple(aan.FILES.values()),
-    faults=aan.faults,
-    counts=aan.COUNTS,
-    read_rows=aan.of_pairs,
-    has_documents=True,
-  ),
-  **{
-    f'pathfinder{size}': Known(
-      builder=builders.PATHFINDER_RELEASE[size],
-      generated=builders.PATHFINDER_GENERATED[size],
-      generated_origin=(
-        f'Pathfinder, {size} x {size}, hard, by our generator, seed '
-        f'{builders.PATHFINDER_SEED}, not the images of the release'
-      ),
-      is_slow=True,
-      origin=f'Pathfinder, {size} x {size}, hard (release of LRA)',
-      num_classes=2,
-      label_names=('apart', 'joined'),
-      release=tuple(
-        f'pathfinder{size}/{pathfinder_release.HARD}/{part}'
-        for part in ('imgs', 'metadata')
-      ),
-      faults=functools.partial(_pathfinder_faults, size),
-      side=size,
-      read_rows=images.rows(size),
-    )
-    for size in builders.PATHFINDER_RESOLUTIONS
-  },
-}
 
 
 def load(
@@ -172,6 +33,7 @@ def load(
   documents: str = '',
   stand_in: bool = False,
   max_bad_fraction: float = 0.0,
+  validate_on_test: bool = False,
   train_examples: int = 0,
   validation_examples: int = 0,
   test_examples: int = 0,
@@ -186,37 +48,79 @@ def load(
     documents: the file that texts of own pairs stand in, or ''.
     stand_in: may generated data take the place of data that cannot be had?
     max_bad_fraction: share of bad rows of an own file that is put up with.
+    validate_on_test: whether the test split is the validation split as well.
     train_examples, validation_examples, test_examples: 0 for all of the split,
       else the first so many in a fixed shuffled order (`first_examples`).
 
   Raises:
-    ConfigError: unknown name, or own files without train.
+    ConfigError: unknown name, or own files that do not go together.
     DataError: data that are missing, damaged or cannot be had.
   """
-  known = _known(name)
+  if validate_on_test and validation:
+    raise ConfigError(
+      f'data.validation={validation!r} is given, but '
+      'data.validate_on_test=True takes the test split for it.\n'
+      'Leave one of them out.'
+    )
   own = {'train': train, 'validation': validation, 'test': test}
+  own, reading = _own(name, own, documents)
+  if any(own.values()):
+    if validate_on_test:
+      # One file may hold all splits.
+      own['validation'] = ''
+    dataset = files.load_files(
+      name,
+      own,
+      max_bad_fraction=max_bad_fraction,
+      validate_on_test=validate_on_test,
+      **reading,
+    )
+  else:
+    builder, is_stand_in = obtain(name, data_folder(directory), stand_in)
+    dataset = describe(name, builder, is_stand_in)
+  dataset = _limit(dataset, {'train': train_examples, 'test': test_examples})
+  if validate_on_test:
+    dataset = _validated_on_test(dataset)
+  return _limit(dataset, {'validation': validation_examples})
+
+
+def own_faults(
+  name: str, paths: Mapping[str, str], documents: str = ''
+) -> Iterator[str]:
+  """Every bad row of own files, named by file and row; see `load`.
+
+  Args:
+    name: a key of KNOWN.
+    paths: split to path, or ''.
+    documents: as in `load`.
+
+  Raises:
+    ConfigError, DataError: a file that cannot be read at all.
+  """
+  own, reading = _own(name, paths, documents)
+  return files.faults(own, **reading)
+
+
+def _own(
+  name: str, paths: Mapping[str, str], documents: str
+) -> tuple[dict[str, str], dict[str, Any]]:
+  """The files of each split, and how they are read."""
+  known = _known(name)
+  own = {
+    split: str(rows.own_path(path)) if path else ''
+    for split, path in paths.items()
+  }
   if documents and not (known.has_documents and any(own.values())):
     raise ConfigError(
       f'data.documents={documents!r} is given, but {name} has no use for it.\n'
       'It goes with own pairs in data.train of the task retrieval.'
     )
-  if known.side:
-    own = images.spread(own)
-  if any(own.values()):
-    read_rows = known.read_rows
-    dataset = files.load_files(
-      name,
-      own,
-      max_bad_fraction=max_bad_fraction,
-      check_text=known.check_text,
-      read_rows=read_rows(documents) if known.has_documents else read_rows,
-      has_labels=known.num_classes > 1,
-    )
-  else:
-    builder, is_stand_in = obtain(name, data_folder(directory), stand_in)
-    dataset = describe(name, builder, is_stand_in)
-  counts = (train_examples, validation_examples, test_examples)
-  return _limit(dataset, dict(zip(SPLITS, counts, strict=True)))
+  read_rows = known.read_rows
+  return images.spread(own) if known.side else own, {
+    'check_text': known.check_text,
+    'read_rows': read_rows(documents) if known.has_documents else read_rows,
+    'has_labels': known.num_classes > 1,
+  }
 
 
 def from_config(name: str, config) -> Dataset:
@@ -275,7 +179,7 @@ def obtain(
   except DataError as error:
     if stand_in:
       return builders.prepare(known.stand_in, folder), True
-    remedy = f'Unpack {RELEASE_URL} in {manual}'
+    remedy = f'Unpack {releases.URL} in {manual}'
     if known.archive:
       remedy = f'Copy {known.archive.url} to {manual / known.archive.name}'
     raise DataError(
@@ -294,32 +198,30 @@ def _by_hand(known: Known, manual: pathlib.Path) -> pathlib.Path | None:
       return None
     known.archive.check(path)
     return path
-  return _release(known, manual)
+  return releases.find(known.release, manual)
 
 
 def release(name: str, folder: pathlib.Path) -> pathlib.Path | None:
   """The unpacked release below `folder`, as far as `name` needs it.
 
   Raises:
-    DataError: parts of it are missing.
+    DataError: it is not whole, in another place, or packed.
   """
-  known = _known(name)
-  return _release(known, folder / 'downloads' / 'manual')
+  manual = folder / 'downloads' / 'manual'
+  return releases.find(_known(name).release, manual)
 
 
-def _release(known: Known, manual: pathlib.Path) -> pathlib.Path | None:
-  # Unpacked, the release has its data in a folder of the same name once more.
-  places = [manual.joinpath(*('lra_release',) * depth) for depth in (2, 1)]
-  for place in places:
-    absent = [name for name in known.release if not (place / name).exists()]
-    if not absent:
-      return place
-    if len(absent) < len(known.release):
-      raise DataError(
-        f'the release of LRA in {place} is not whole: {absent[0]} is missing.\n'
-        f'Unpack {RELEASE_URL} again.'
-      )
-  return None
+def archive_files(
+  name: str, folder: pathlib.Path
+) -> dict[pathlib.Path, archives.Archive]:
+  """The official archive, wherever `obtain` would take it from."""
+  archive = _known(name).archive
+  downloads = folder / 'downloads'
+  return {
+    place / archive.name: archive
+    for place in (downloads / 'manual', downloads)
+    if archive and (place / archive.name).exists()
+  }
 
 
 def _download(known: Known, folder: pathlib.Path) -> pathlib.Path:
@@ -379,10 +281,25 @@ def describe(
   )
 
 
+def _validated_on_test(dataset: Dataset) -> Dataset:
+  test, prints = dataset.splits['test'], dataset.fingerprints
+  note = (
+    'validation is the test split (data.validate_on_test=True): what is chosen '
+    'by it, such as the best step, was chosen on test, and has no test score'
+  )
+  return dataclasses.replace(
+    dataset,
+    splits={**dataset.splits, 'validation': test},
+    fingerprints={**prints, 'validation': prints['test']},
+    notes=(*dataset.notes, note),
+  )
+
+
 def _limit(dataset: Dataset, counts: dict[str, int]) -> Dataset:
-  splits, prints, notes = {}, dict(dataset.fingerprints), list(dataset.notes)
-  for split, source in dataset.splits.items():
-    count = counts[split]
+  splits, prints = dict(dataset.splits), dict(dataset.fingerprints)
+  notes = list(dataset.notes)
+  for split, count in counts.items():
+    source = splits[split]
     if count > len(source):
       notes.append(
         f'{split} holds {len(source)} examples, fewer than '

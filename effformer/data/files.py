@@ -15,7 +15,7 @@ the kind of the others or unknown to train.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from effformer.data.dataset import (
   SPLITS,
@@ -26,7 +26,7 @@ from effformer.data.dataset import (
   bucket,
   fingerprint,
 )
-from effformer.data.rows import Row, of_texts
+from effformer.data.rows import Row, of_texts, own_path
 from effformer.errors import ConfigError, DataError
 
 _CARVED = {'validation': 0, 'test': 1}
@@ -60,6 +60,7 @@ def load_files(
   check_text: CheckText | None = None,
   read_rows: ReadRows = of_texts,
   has_labels: bool = True,
+  validate_on_test: bool = False,
 ) -> Dataset:
   """The data set of the user's own files.
 
@@ -72,24 +73,14 @@ def load_files(
       row is bad.
     read_rows: (path, split) -> rows in order, see `rows` and `image_rows`.
     has_labels: False where all labels are 0.
+    validate_on_test: whether the validation split is the test split, and so
+      takes no rows from train.
 
   Raises:
     ConfigError: train is missing, or a file is of an unknown kind.
     DataError: a file is missing, damaged, empty, or has too many bad rows.
   """
-  if not paths['train']:
-    given = next(split for split in SPLITS if paths[split])
-    raise ConfigError(
-      f'data.{given} is given without data.train.\n'
-      'Give data.train, too, or neither for the data of the task.'
-    )
-  files = {
-    split: read_file(
-      pathlib.Path(paths[split]).expanduser(), split, read_rows, check_text
-    )
-    for split in SPLITS
-    if paths[split]
-  }
+  files = _read_files(paths, read_rows, check_text)
   # Rows that cannot be read are told first; strange labels may follow from
   # them.
   _judge(files['train'], max_bad_fraction)
@@ -106,6 +97,8 @@ def load_files(
       raise DataError(f'{file.path} holds no usable row.')
   origin = ', '.join(f'{split} {file.path}' for split, file in files.items())
   carved = [split for split in _CARVED if split not in files]
+  if validate_on_test and 'validation' in carved:
+    carved.remove('validation')
   _carve(splits, carved, files['train'].path)
   if carved:
     origin += (
@@ -113,6 +106,8 @@ def load_files(
       ' (one row in ten each)'
     )
   notes += _shared_texts(splits)
+  if validate_on_test:
+    splits['validation'] = splits['test']
   return Dataset(
     name=name,
     stand_in=False,
@@ -123,6 +118,46 @@ def load_files(
     splits={split: MemorySource(splits[split]) for split in SPLITS},
     fingerprints={split: fingerprint(splits[split]) for split in SPLITS},
   )
+
+
+def faults(
+  paths: Mapping[str, str],
+  *,
+  check_text: CheckText | None = None,
+  read_rows: ReadRows = of_texts,
+  has_labels: bool = True,
+) -> Iterator[str]:
+  """Every bad row, named by file and row; see `load_files`."""
+  files = _read_files(paths, read_rows, check_text)
+  bad = any(file.bad() for file in files.values())
+  if has_labels:
+    try:
+      kind, names = _label_names(files['train'])
+    except DataError:
+      # May follow from the bad rows.
+      if not bad:
+        raise
+    else:
+      numbers = {label: number for number, label in enumerate(names)}
+      for split, file in files.items():
+        _mark_unknown_labels(file, kind, numbers, is_train=split == 'train')
+  for file in files.values():
+    for row in file.bad():
+      yield f'{file.place(row)}: {row.reason}'
+
+
+def _read_files(paths, read_rows, check_text) -> dict[str, _File]:
+  if not paths['train']:
+    given = next(split for split in SPLITS if paths[split])
+    raise ConfigError(
+      f'data.{given} is given without data.train.\n'
+      'Give data.train, too, or neither for the data of the task.'
+    )
+  return {
+    split: read_file(own_path(paths[split]), split, read_rows, check_text)
+    for split in SPLITS
+    if paths[split]
+  }
 
 
 def read_file(
@@ -238,7 +273,7 @@ def _shared_texts(splits: Mapping[str, list[Example]]) -> list[str]:
 
   train = {key(example) for example in splits['train']}
   notes = []
-  for split in ('validation', 'test'):
+  for split in splits.keys() - {'train'}:
     count = sum(key(example) in train for example in splits[split])
     if count:
       what = 'pairs' if 'other' in splits[split][0] else 'texts'

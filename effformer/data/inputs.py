@@ -2,7 +2,8 @@
 
 import pathlib
 
-from effformer.data import catalogue, images
+from effformer.data import images
+from effformer.data.known import KNOWN
 from effformer.errors import DataError
 
 
@@ -10,14 +11,15 @@ def read_input(name: str, given: str) -> bytes:
   """The text, or the grey values, of one input of the data set `name`.
 
   Args:
-    name: a key of `catalogue.KNOWN`.
+    name: a key of `KNOWN`.
     given: for images the path of an image file of the right size; else the text
-      itself, or @FILE for what stands in a file, without its last line end.
+      itself, or @FILE for what stands in a file, without its last line end. An
+      expression may have the parentheses of the release of LRA.
 
   Raises:
     DataError: it cannot be read, is empty, or is none of this data set.
   """
-  known = catalogue.KNOWN[name]
+  known = KNOWN[name]
   if known.side:
     try:
       path = pathlib.Path(given).expanduser()
@@ -28,6 +30,8 @@ def read_input(name: str, given: str) -> bytes:
         f'Give an image file of {known.side} x {known.side} pixels.'
       ) from None
   text = _text(given)
+  if known.clean_text:
+    text = known.clean_text(text)
   if not text:
     raise DataError(f'--input={given}: empty.\nGive a text, or @FILE.')
   if known.check_text:

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from effformer.data import splitmix
+from effformer.data.tokenizers import LISTOPS_SYMBOLS, ListOpsTokenizer
 from effformer.errors import DataError
 
 MAX_DEPTH = 10
@@ -35,6 +36,8 @@ MIN_LENGTH, MAX_LENGTH = 500, 2000  # both excluded
 OPERATORS = (b'[MIN', b'[MAX', b'[MED', b'[SM')
 NUM_CLASSES = 10
 
+_OPERATOR_IDS = [LISTOPS_SYMBOLS.index(symbol) + 1 for symbol in OPERATORS]
+_CLOSE_ID = LISTOPS_SYMBOLS.index(b']') + 1
 _MIN, _MAX, _MED, _SM = range(4)
 _CHUNK = 1024  # examples that are drawn at once; no effect on the result
 _ATTEMPTS = 4  # draws per example and round; no effect on the result
@@ -232,6 +235,39 @@ def generate(
 def _examples(future):
   texts, labels_N, _ = future.result()
   return zip(texts, labels_N.tolist(), strict=True)
+
+
+def check(text: bytes) -> None:
+  """Refuses what is not one whole expression, and says what is wrong.
+
+  Raises:
+    DataError: an unknown symbol, or the symbol (from 1) that is misplaced.
+  """
+  if b'(' in text or b')' in text:
+    raise _malformed('leave out the parentheses')
+  ids_T = ListOpsTokenizer().encode(text)
+  is_open_T = np.isin(ids_T, _OPERATOR_IDS)
+  is_close_T = ids_T == _CLOSE_ID
+  depth_T = np.cumsum(is_open_T.astype(np.int64) - is_close_T)
+  faults = []
+  if len(surplus := np.flatnonzero(depth_T < 0)):
+    faults.append((surplus[0], 'closes no operator'))
+  if len(ends := np.flatnonzero(depth_T[:-1] == 0)):
+    faults.append((ends[0] + 1, 'comes after the end of the expression'))
+  if len(bare := np.flatnonzero(is_open_T[:-1] & is_close_T[1:])):
+    faults.append((bare[0], 'has no arguments'))
+  if faults:
+    place, words = min(faults)
+    symbol = LISTOPS_SYMBOLS[ids_T[place] - 1].decode()
+    raise _malformed(f'symbol {place + 1}, {symbol!r}, {words}')
+  if depth_T[-1]:
+    raise _malformed(f'{depth_T[-1]} "]" missing at the end')
+
+
+def _malformed(words: str) -> DataError:
+  return DataError(
+    f'not a ListOps expression: {words}; write it like [MAX 2 [MIN 4 7 ] ]'
+  )
 
 
 def evaluate(text: bytes) -> int:

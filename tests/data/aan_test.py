@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import pathlib
+import tracemalloc
 
 import pytest
 
@@ -90,13 +92,34 @@ def test_long_texts_are_cut_and_held_once(write, monkeypatch):
   assert len({id(e['text']) for e in examples}) <= len(TEXTS)
 
 
+def test_texts_of_five_columns_are_those_of_the_row(write):
+  rows = [f'{n % 2}\tx\ty\tone {n}\tother {n}\n' for n in range(60)]
+  assert triples(every(load(write('own.tsv', ''.join(rows))))) == sorted(
+    (b'one %d' % n, b'other %d' % n, n % 2) for n in range(60)
+  )
+
+
+def test_texts_of_three_columns_are_those_of_the_documents(write):
+  rows = '0\tx\ty\ttheir own\ttext\n' + '1\tx\ty\n' * 2
+  path = write('own.tsv', rows)
+  with pytest.raises(DataError, match=r'own.tsv:2: 3 columns') as raised:
+    load(path)
+  assert 'set data.documents' in str(raised.value)
+  documents = '{"id": "x", "text": "X"}\n{"id": "y", "text": "Y"}\n'
+  documents = write('docs.jsonl', documents)
+  found = list(aan.of_pairs(documents)(pathlib.Path(path), 'train'))
+  assert [(row.text, row.other) for row in found] == [
+    (b'their own', b'text'), (b'X', b'Y'), (b'X', b'Y')
+  ]  # fmt: skip
+
+
 BAD = {
   'p1\tp2': '2 columns, not 5',
   '1.0\tp1\tp2\ttext': '4 columns, not 5',
   'yes\tp1\tp2\ta\tb': "label 'yes' is not a number",
   '2\tp1\tp2\ta\tb': "label '2' is neither 0 nor 1",
   'nan\tp1\tp2\ta\tb': "label 'nan' is neither 0 nor 1",
-  '1\tp1\tnowhere': "no document 'nowhere' in data.documents",
+  '1\tp1\tp2': '3 columns and no data.documents: set data.documents',
   '1\tnew\tp2\t \tb': "the document 'new' is empty",
   '': 'blank line',
 }
@@ -117,12 +140,51 @@ def test_bad_files(write):
     load(write('own.txt', 'x'))
   with pytest.raises(DataError, match='no such file'):
     load(good, '/nowhere/docs.jsonl')
-  with pytest.raises(DataError, match=r'docs.jsonl:1: not a document'):
-    load(good, write('docs.jsonl', '{"id": "a"}\n'))
+  three = write('three.tsv', '1\ta\tnowhere\n0\ta\tb\n')
+  documents = '{"id": "a", "text": "A"}\n{"id": "b", "text": " "}\n'
+  documents = write('docs.jsonl', documents)
+  with pytest.raises(DataError, match="1: no document 'nowhere'"):
+    load(three, documents)
+  three = write('three.tsv', '0\ta\tb\n')
+  with pytest.raises(DataError, match="1: the document 'b' is empty"):
+    load(three, documents)
+  with pytest.raises(DataError, match=r'nope\nCorrect .*data\.documents'):
+    load(str(pathlib.Path(good).with_name('nope')))
+  with pytest.raises(DataError, match='is a folder'):
+    load(str(pathlib.Path(good).parent))
   with pytest.raises(ConfigError, match=r'data\.documents'):
     data.load('text', train=good, documents='docs.jsonl')
   with pytest.raises(ConfigError, match=r'data\.documents'):
     data.load('retrieval', documents='docs.jsonl')
+
+
+BAD_DOCUMENTS = {
+  '{"id": "b"}': 'no text',
+  '{"text": "b"}': 'no id',
+  '{"id": "b", "text": null}': 'no text',
+  '{"id": "b", "text": 5}': 'text is not a string',
+  '{"id": "b", "text": ["x"]}': 'text is not a string',
+  '{"id": "b", "text": {"x": "y"}}': 'text is not a string',
+  '{"id": "b", "text": "\\ud800"}': 'not UTF-8',
+  '{"id": 5, "text": "b"}': 'id is not a string',
+  '{"id": ["b"], "text": "b"}': 'id is not a string',
+  '{"id": "a", "text": "other"}': "the id 'a' has another text further up",
+  '["b", "text"]': 'not a JSON object',
+  'text': 'not JSON',
+  '[' * 100_000: 'not JSON',
+  '': 'blank line',
+}
+
+
+@pytest.mark.parametrize('line', BAD_DOCUMENTS, ids=range(len(BAD_DOCUMENTS)))
+def test_bad_documents_are_named(write, line):
+  documents = write('docs.jsonl', '{"id": "a", "text": "A"}\n' + line + '\n')
+  with pytest.raises(DataError) as raised:
+    load(write('three.tsv', '1\ta\tb\n'), documents)
+  assert f'{documents}:2: not a document: {BAD_DOCUMENTS[line]}' in str(
+    raised.value
+  )
+  assert len(str(raised.value).splitlines()) <= 5
 
 
 def release(write, nested, change=None):
@@ -166,15 +228,21 @@ def test_verify_finds_every_defect_of_the_release(write, monkeypatch, capsys):
   def verify(folder):
     return data_main.main(['verify', 'retrieval', '--directory', folder])
 
-  counts = {'train': 80, 'validation': 4, 'test': 5}
+  counts = {'train': 20, 'validation': 4, 'test': 5}
   monkeypatch.setattr(aan, 'COUNTS', counts)
-  folder = release(write, True)
+  whole = {
+    'train': release_rows(PAIRS[:20]), 'eval': release_rows(PAIRS[20:24]),
+    'test': release_rows(PAIRS[24:29]),
+  }  # fmt: skip
+  folder = release(write, True, whole)
   assert verify(folder) == 0
-  rows = release_rows(PAIRS[:4]).splitlines()
+  assert 'no pair occurs twice, and each paper' in capsys.readouterr().out
+  rows = release_rows(PAIRS[20:24]).splitlines()
   rows[1] = rows[1].replace('\t', ' ', 1)
   rows[3] = 'x' + rows[3]
   change = {
-    'eval': '\n'.join(rows) + '\n', 'test': release_rows(PAIRS[:3])[:-30]
+    **whole, 'eval': '\n'.join(rows) + '\n',
+    'test': release_rows(PAIRS[24:27])[:-30],
   }  # fmt: skip
   assert verify(release(write, True, change)) == 3
   out, _ = capsys.readouterr()
@@ -182,14 +250,62 @@ def test_verify_finds_every_defect_of_the_release(write, monkeypatch, capsys):
     'pairs.eval.tsv:2: 4 columns',
     "pairs.eval.tsv:4: label 'x",
     'pairs.test.tsv:3: 4 columns',
+    'pairs.test.tsv:3: the last row has no line end',
     'pairs.test.tsv: 3 rows, not 5',
   ):
     assert words in out, words
-  assert out.count('BAD') == 4
+  assert out.count('BAD') == 5
   path = f'{folder}/downloads/manual/lra_release/lra_release/tsv_data'
   os.remove(f'{path}/new_aan_pairs.eval.tsv')
   assert verify(folder) == 3
   assert 'not whole' in capsys.readouterr().err
+
+
+def test_verify_finds_what_repeats_and_what_is_cut_off(write, monkeypatch):
+  counts = {'train': 4, 'validation': 3, 'test': 2}
+  monkeypatch.setattr(aan, 'COUNTS', counts)
+  # Longer than what is kept, and other only there.
+  long = 'long ' * aan.MAX_BYTES
+  change = {
+    'train': (
+      '1.0\ta\tb\tA\tB\n0.0\ta\tc\tA\tC\n0.0\ta\tb\tA\tB\n'
+      f'0.0\tl\ta\t{long}\tA\n'
+    ),
+    # Other ids of the same texts, one id with a second and a third text.
+    'eval': (
+      f'1.0\tv\tw\tA\tC\n1.0\tb\ta\tB\tanother\n0.0\tl\ta\t{long}x\tthird\n'
+    ),
+    'test': '1.0\td\te\tD\tE\n1.0\tf\tg\tF\tcut o',
+  }
+  place = pathlib.Path(release(write, True, change)) / 'downloads/manual'
+  found = list(aan.faults(place / 'lra_release' / 'lra_release'))
+  shown = [
+    fault.rpartition('/')[2].replace('new_aan_pairs.', '') for fault in found
+  ]
+  assert shown == [
+    'train.tsv:3: the pair of train.tsv:1 once more',
+    'eval.tsv:1: the pair of train.tsv:2 once more',
+    "eval.tsv:2: the text of 'a' is not that of train.tsv:1",
+    "eval.tsv:3: the text of 'l' is not that of train.tsv:4",
+    "eval.tsv:3: the text of 'a' is not that of train.tsv:1",
+    'eval.tsv:3: the pair of train.tsv:4 once more',
+    'test.tsv:2: the last row has no line end; cut off?',
+  ]
+
+
+def test_the_memory_of_verify_does_not_grow_with_the_texts(tmp_path):
+  place = tmp_path / 'tsv_data'
+  place.mkdir()
+  size = 1 << 20
+  for name in ('train', 'eval', 'test'):
+    with (place / f'new_aan_pairs.{name}.tsv').open('w') as file:
+      for n in range(20):
+        file.write(f'1.0\t{name}{n}\tb{name}{n}\t{n}{"x" * size}\t{name}\n')
+  tracemalloc.start()
+  assert len(list(aan.faults(tmp_path))) == 3
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 10 * size
 
 
 def test_stand_in_is_announced(tmp_path, monkeypatch):

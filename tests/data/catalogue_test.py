@@ -169,6 +169,94 @@ def test_own_files_come_first(tmp_path):
   assert len(loaded.splits['train']) == 2
 
 
+@pytest.mark.parametrize('text', ['[SM 1 2', '] ]', '[MIN ]', '1 2'])
+def test_a_malformed_expression_is_a_bad_row(tmp_path, text):
+  path = tmp_path / 'a.tsv'
+  path.write_text(f'text\tlabel\n[SM 1 2 ]\t0\n[MIN 1 2 ]\t1\n{text}\t1\n')
+  paths = dict.fromkeys(dataset.SPLITS, str(path))
+  with pytest.raises(DataError, match=r'a.tsv:4: not a ListOps expression'):
+    data.load('listops', **paths)
+  loaded = data.load('listops', max_bad_fraction=0.5, **paths)
+  assert len(loaded.splits['train']) == 2
+
+
+def every(source):
+  return list(data.read_all(source))
+
+
+def check_is_validated_on_test(loaded):
+  test, prints = loaded.splits['test'], loaded.fingerprints
+  assert every(loaded.splits['validation']) == every(test) != []
+  assert prints['validation'] == prints['test'] != prints['train']
+  [note] = [note for note in loaded.notes if 'validate_on_test' in note]
+  assert 'validation is the test split' in note
+
+
+@pytest.mark.parametrize('name', ['listops', 'text'])
+def test_validation_on_the_test_split(tmp_path, name):
+  settings = {'directory': str(tmp_path), 'stand_in': True}
+  plain = data.load(name, **settings)
+  assert every(plain.splits['validation']) != every(plain.splits['test'])
+  assert not any('validate_on_test' in note for note in plain.notes)
+  loaded = data.load(name, validate_on_test=True, **settings)
+  check_is_validated_on_test(loaded)
+  for split in ('train', 'test'):
+    assert every(loaded.splits[split]) == every(plain.splits[split])
+    assert loaded.fingerprints[split] == plain.fingerprints[split]
+  assert loaded.stand_in == plain.stand_in
+  # Of a part of test a part, and never more.
+  settings |= {'validate_on_test': True, 'test_examples': 3}
+  check_is_validated_on_test(data.load(name, **settings))
+  check_is_validated_on_test(data.load(name, validation_examples=4, **settings))
+  part = data.load(name, validation_examples=2, **settings)
+  validation, test = (
+    every(part.splits[split]) for split in ('validation', 'test')
+  )
+  assert len(validation) == 2
+  assert all(example in test for example in validation)
+  assert part.fingerprints['validation'] != part.fingerprints['test']
+
+
+def test_validation_on_the_test_split_of_own_files(tmp_path):
+  rows = [f'{n}\t{n % 2}\n' for n in range(60)]
+  train, test = tmp_path / 'a.tsv', tmp_path / 'b.tsv'
+  train.write_text('text\tlabel\n' + ''.join(rows[:50]))
+  test.write_text('text\tlabel\n' + ''.join(rows[48:]))
+  loaded = data.load(
+    'text', train=str(train), test=str(test), validate_on_test=True
+  )
+  check_is_validated_on_test(loaded)
+  # No row of train is carved out for nothing.
+  sizes = [len(loaded.splits[split]) for split in dataset.SPLITS]
+  assert sizes == [50, 12, 12]
+  assert loaded.notes[0] == '2 texts of test are in train, too'
+  assert 'carved' not in loaded.origin
+  alone = data.load('text', train=str(train), validate_on_test=True)
+  check_is_validated_on_test(alone)
+  assert 'test carved from train' in alone.origin
+  assert len(alone.splits['train']) + len(alone.splits['test']) == 50
+  with pytest.raises(ConfigError, match='Leave one of them out'):
+    data.load(
+      'text', train=str(train), validation=str(test), validate_on_test=True
+    )
+
+
+def test_validation_on_the_test_split_of_one_file_of_images(tmp_path):
+  x_NHW = np.random.default_rng(0).integers(0, 256, (60, 32, 32), np.uint8)
+  arrays = {}
+  for n, split in enumerate(dataset.SPLITS):
+    arrays |= {f'{split}_x': x_NHW[20 * n :][:20], f'{split}_y': np.arange(20)}
+  # Not read, and so not spoken of.
+  arrays['validation_x'] = arrays['train_x']
+  np.savez(tmp_path / 'a.npz', **arrays)
+  path = str(tmp_path / 'a.npz')
+  loaded = data.load('image', train=path, validate_on_test=True)
+  check_is_validated_on_test(loaded)
+  assert [len(source) for source in loaded.splits.values()] == [20, 20, 20]
+  assert len(loaded.notes) == 1
+  assert f'validation {path}' not in loaded.origin
+
+
 def test_from_config_passes_every_key(listops_folder):
   config = {
     'directory': str(listops_folder),
@@ -176,6 +264,7 @@ def test_from_config_passes_every_key(listops_folder):
     'documents': '',
     'stand_in': False,
     'max_bad_fraction': 0.0,
+    'validate_on_test': False,
     'train_examples': 3,
     'validation_examples': 2,
     'test_examples': 1,

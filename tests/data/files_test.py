@@ -25,6 +25,7 @@ BAD_JSON = {
   b'{"text": "x"}': 'no label',
   b'{"text": "x", "label": null}': 'no label',
   b'{"text": "x", "label": NaN}': 'neither',
+  b'{"text": "x", "label": "\\ud800"}': 'not UTF-8',
   b'{"text": "x", "label": true}': 'neither',
   b'{"text": "x", "label": [1]}': 'neither',
   b'{"text": "x", "label": "yes"}': 'not of the kind',
@@ -254,8 +255,13 @@ def test_no_gzip_at_all(tmp_path):
 
 
 def test_missing_folder_and_empty(tmp_path, write):
-  with pytest.raises(DataError, match='no such file'):
-    load(str(tmp_path / 'b.jsonl'))
+  for name in ('b.jsonl', 'nope', 'folder/b.csv'):
+    with pytest.raises(DataError, match=f'no such file: .*{name}'):
+      load(str(tmp_path / name))
+  with pytest.raises(DataError, match='no such file: ~no-such-user/x'):
+    load('~no-such-user/x')
+  with pytest.raises(DataError, match='is a folder'):
+    load(str(tmp_path))
   (tmp_path / 'c.jsonl').mkdir()
   with pytest.raises(DataError, match='is a folder'):
     load(str(tmp_path / 'c.jsonl'))

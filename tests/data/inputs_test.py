@@ -10,6 +10,16 @@ from effformer.errors import DataError
 X_HW = np.arange(32 * 32).reshape(32, 32).astype(np.uint8)
 
 
+def test_an_expression_may_have_the_parentheses_of_the_release(tmp_path):
+  given = '( ( ( [MAX 2 ) ( ( ( [MIN 4 ) 7 ) ] ) ) ] )'
+  expected = b'[MAX 2 [MIN 4 7 ] ]'
+  assert data.read_input('listops', given) == expected
+  (tmp_path / 'x').write_text(f'{given}\n')
+  assert data.read_input('listops', f'@{tmp_path}/x') == expected
+  assert data.read_input('listops', expected.decode()) == expected
+  assert data.read_input('text', '(a film)') == b'(a film)'
+
+
 def test_a_text_is_its_bytes():
   assert data.read_input('text', 'très bien') == 'très bien'.encode()
 
@@ -35,8 +45,12 @@ def test_an_image_is_its_grey_values(tmp_path, name):
     ('text', '@nowhere', 'No such file'),
     ('text', '@~no-such-user/x', 'home'),
     ('image', '~no-such-user/x.png', 'home'),
-    ('listops', '[MAX 1 2 )', r'unknown ListOps symbol .*\)'),
-    ('image', 'nowhere.png', '32 x 32'),
+    ('listops', '[MAX 1 2 )', '1 "]" missing at the end'),
+    ('listops', '[MAX 1 [AVG 2 ] ]', 'unknown ListOps symbol'),
+    ('listops', '[MAX 1 2', '1 "]" missing at the end'),
+    ('listops', '] ] ]', r"symbol 1, '\]', closes no operator"),
+    ('listops', '( )', 'empty'),
+    ('image', 'nowhere.png', 'no such file.\nGive an image file of 32 x 32'),
     ('pathfinder64', '{}/x.png', '32 x 32, not 64 x 64'),
     ('image', '{}/text', 'not an image'),
   ],

@@ -74,6 +74,7 @@ BAD = {
   '[MAX 2 9 ]\t12': "'12' is no digit",
   '[MAX 2 9 ]\t²': 'is no digit',
   '[MAX 2 [AVG 9 ] ]\t9': 'unknown ListOps symbol',
+  '( [MAX 2 ) 9\t9': 'not a ListOps expression',
   '': 'blank line',
 }
 
@@ -100,11 +101,13 @@ def test_verify_finds_every_defect(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(listops_release, 'COUNTS', counts)
   folder = release(tmp_path)
   assert verify(folder) == 0
-  assert 'none occurs twice' in capsys.readouterr().out
+  assert 'no expression occurs twice' in capsys.readouterr().out
   sources = list(ROWS)
   change = {
     'validation': content(sources[2:3]).replace('\t5', '\t4'),
-    'test': content([sources[0], sources[3]]) + '[MAX 2 9\t9\n',
+    'test': (
+      content([sources[0], sources[3]]) + '[MAX 2 9\t9\n[MED 5 1 6 ]\t5\n'
+    ),
   }
   assert verify(release(tmp_path, change)) == 3
   out = capsys.readouterr().out
@@ -112,7 +115,9 @@ def test_verify_finds_every_defect(tmp_path, monkeypatch, capsys):
     'basic_val.tsv:2: 4 stands there, not 5',
     'basic_test.tsv:2: the expression of',
     'basic_test.tsv:4: not a ListOps expression',
-    'basic_test.tsv: 3 rows, not 1',
+    # Of one whose value is wrong.
+    'basic_test.tsv:5: the expression of',
+    'basic_test.tsv: 4 rows, not 1',
   ):
     assert words in out, words
-  assert out.count('BAD') == 4
+  assert out.count('BAD') == 5

@@ -1,6 +1,7 @@
 """The ListOps generator: its rule, its bytes, its evaluator."""
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -110,19 +111,43 @@ def test_evaluate(text, value):
   assert listops.evaluate(text) == value
 
 
-@pytest.mark.parametrize(
-  'text',
-  [
-    b'',
-    b']',
-    b'[MIN 1',
-    b'3 [MIN 1',
-    b'1 2',
-    b'[MIN ]',
-    b'[AVG 1 2 ]',
-    b'[MIN 1  2 ]',
-  ],
-)
-def test_evaluate_refuses(text):
+MALFORMED = {
+  b'': 'unknown ListOps symbol',
+  b']': "symbol 1, ']', closes no operator",
+  b'[MIN 1': '1 "]" missing at the end',
+  b'[MIN [SM 1 [MAX 2': '3 "]" missing at the end',
+  b'3 [MIN 1': r"symbol 2, '\[MIN', comes after the end",
+  b'1 2': "symbol 2, '2', comes after the end",
+  b'[MIN 1 ] ]': "symbol 4, ']', c",
+  b'[MIN ]': r"symbol 1, '\[MIN', has no arguments",
+  b'[AVG 1 2 ]': 'unknown ListOps symbol',
+  b'[MIN 1  2 ]': 'unknown ListOps symbol',
+  b'( [MIN 1 ) ]': 'leave out the parentheses',
+}
+
+
+@pytest.mark.parametrize('text', MALFORMED)
+def test_malformed_expressions_are_refused(text):
   with pytest.raises(DataError):
     listops.evaluate(text)
+  with pytest.raises(DataError, match=MALFORMED[text]):
+    listops.check(text)
+
+
+def test_check_refuses_what_has_no_value():
+  symbols = (b'7', b'[MAX', b'[SM', b']')
+  for count in range(1, 7):
+    for chosen in itertools.product(symbols, repeat=count):
+      refused = []
+      for function in (listops.check, listops.evaluate):
+        try:
+          function(b' '.join(chosen))
+          refused.append(False)
+        except DataError:
+          refused.append(True)
+      assert refused[0] == refused[1], chosen
+
+
+def test_check_takes_what_the_rule_makes(examples):
+  for text, _ in examples[:100]:
+    listops.check(text)

@@ -1,10 +1,14 @@
 """The command line: what it does, what it prints, how it exits."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from effformer.data import (
   __main__,
@@ -145,6 +149,148 @@ def test_verify_finds_damage(run, tmp_path):
   code, _, err = run('verify')
   assert code == 3
   assert 'listops train: the prepared data cannot be read' in err
+
+
+@pytest.mark.parametrize('place', ['downloads/manual', 'downloads'])
+@pytest.mark.parametrize(
+  ('name', 'archive'), [('image', cifar.ARCHIVE), ('text', imdb.ARCHIVE)]
+)
+def test_verify_names_a_damaged_archive(run, tmp_path, name, archive, place):
+  path = tmp_path / place / archive.name
+  path.parent.mkdir(parents=True)
+  path.write_bytes(b'junk')
+  for names in ((name,), ()):
+    code, out, err = run('verify', *names)
+    assert code == 3
+    # Of two data sets, but one archive.
+    assert out.count('BAD') == 1
+    assert f'not the official {archive.title} archive: {path}\n' in err
+    assert 'download http' in err
+    assert len(err.splitlines()) <= 5
+  # Other faults are named as well.
+  run('prepare', 'listops')
+  [prepared] = tmp_path.glob('effformer_listops/*/*-train.array_record*')
+  content = bytearray(prepared.read_bytes())
+  content[len(content) // 2] ^= 1
+  prepared.write_bytes(content)
+  code, _, err = run('verify')
+  assert code == 3
+  assert 'not the official' in err
+  assert 'listops train: the prepared data cannot be read' in err
+  assert len(err.splitlines()) <= 5
+
+
+def test_verify_says_that_an_archive_is_the_official_one(
+  run, tmp_path, monkeypatch
+):
+  path = tmp_path / 'downloads' / 'manual' / imdb.ARCHIVE.name
+  path.parent.mkdir(parents=True)
+  path.write_bytes(b'junk')
+  digest = hashlib.sha256(b'junk').hexdigest()
+  monkeypatch.setattr(imdb.ARCHIVE, 'sha256', digest)
+  code, out, err = run('verify', 'language')
+  assert (code, err) == (0, '')
+  assert f'IMDb: archive {path}\n  SHA-256 is that of the official' in out
+
+
+def own(run, name, **files):
+  return run('verify', name, *(f'--{k}={path}' for k, path in files.items()))
+
+
+@pytest.mark.parametrize('name', ['text', 'listops', 'retrieval', 'language'])
+def test_verify_names_the_bad_rows_of_own_files(run, tmp_path, name):
+  train, test = tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'
+  good = [
+    {'text': f'[MAX {n % 10} {n // 10} ]', 'other': str(n), 'label': n % 2}
+    for n in range(60)
+  ]
+  rows = [json.dumps(row) for row in good]
+  train.write_text('\n'.join(rows) + '\n')
+  test.write_text('\n'.join(rows) + '\n')
+  code, out, err = own(run, name, train=train, test=test)
+  assert (code, err) == (0, '')
+  assert f'own files: train {train}, test {test}' in out
+  assert 'every row can be read' in out
+  assert 'of test are in train, too' in out
+
+  more = ['nothing', '', '{"text": 5, "other": "x", "label": 1}']
+  labels = []
+  if name != 'language':
+    labels = ['{"text": "7", "other": "x", "label": 9}']
+  if name == 'listops':
+    labels += ['{"text": "[MAX 1", "label": 1}']
+  test.write_text('\n'.join([*rows, *more, *labels]) + '\n')
+  code, out, err = own(run, name, train=train, test=test)
+  assert code == 3
+  for number, words in enumerate(
+    [
+      *('not JSON', 'blank line', 'text is not a string'),
+      *("label '9' is not among", 'not a ListOps expression')[: len(labels)],
+    ],
+    61,
+  ):
+    assert f'BAD: {test}:{number}: {words}' in out
+  assert out.count('BAD') == 3 + len(labels)
+  assert f'{3 + len(labels)} bad row(s), the first: {test}:61: not JSON' in err
+  assert 'max_bad_fraction' in err
+
+
+def test_verify_shows_some_of_many_bad_rows(run, tmp_path):
+  path = tmp_path / 'a.tsv'
+  path.write_text('1\tx\ty\n' * 60)
+  code, out, err = own(run, 'retrieval', train=path)
+  assert code == 3
+  assert out.count('BAD') == __main__.MAX_SHOWN
+  assert f'and {60 - __main__.MAX_SHOWN} more' in out
+  assert f'60 bad row(s), the first: {path}:1: 3 columns' in err
+  documents = tmp_path / 'docs.jsonl'
+  documents.write_text('{"id": "x", "text": 5}\n')
+  code, _, err = own(run, 'retrieval', train=path, documents=documents)
+  assert code == 3
+  assert f'{documents}:1: not a document: text is not a string' in err
+
+
+def test_verify_reads_own_images(run, tmp_path):
+  for number in range(60):
+    place = tmp_path / 'own' / f'class {number % 2}'
+    place.mkdir(parents=True, exist_ok=True)
+    picture = np.full((32, 32), number, np.uint8)
+    Image.fromarray(picture).save(place / f'{number}.png')
+  assert own(run, 'image', train=tmp_path / 'own')[0] == 0
+  (place / '1.png').write_bytes(b'junk')
+  code, out, err = own(run, 'image', train=tmp_path / 'own')
+  assert code == 3
+  assert 'class 1/1.png: not an image' in out
+  assert len(err.splitlines()) <= 5
+
+
+def test_wrong_use_of_own_files_is_named(run, tmp_path):
+  path = tmp_path / 'a.jsonl'
+  assert own(run, 'text', train=path)[0] == 3
+  path.write_text('{"text": "x", "label": 0}\n')
+  for arguments, words in (
+    (('verify', f'--train={path}'), '0 are named'),
+    (('verify', 'text', 'image', f'--train={path}'), '2 are named'),
+    (('verify', 'text', f'--test={path}'), 'without data.train'),
+    (
+      ('verify', 'text', f'--train={path}', f'--documents={path}'),
+      'no use for it',
+    ),
+    (('verify', 'text', f'--documents={path}'), 'no use for it'),
+  ):
+    code, _, err = run(*arguments)
+    assert code == 2, arguments
+    assert words in err
+    assert len(err.splitlines()) <= 5
+  code, _, err = own(run, 'text', train=path)
+  assert code == 3
+  assert 'Two or more classes' in err
+
+
+@pytest.mark.parametrize('command', ['list', 'verify', 'prepare'])
+def test_a_folder_of_nobody_is_named(command, capsys):
+  assert __main__.main([command, '--directory=~no-such-user/x']) == 2
+  assert 'no-such-user' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,15 @@ def test_with_labels_they_are_still_needed(tmp_path):
 
 
 def test_kinds_are_named(tmp_path):
-  with pytest.raises(ConfigError, match=r'\.jsonl, \.tsv, \.txt'):
-    texts_of(tmp_path / 'x.pdf')
+  for name in ('x.txt', 'x.pdf', 'x'):
+    with pytest.raises(DataError, match='no such file'):
+      texts_of(tmp_path / name)
+    (tmp_path / name).touch()
+  for name in ('x.pdf', 'x'):
+    with pytest.raises(ConfigError, match=r'\.jsonl, \.tsv, \.txt'):
+      texts_of(tmp_path / name)
   with pytest.raises(ConfigError, match=r'\.jsonl, \.tsv, or'):
     next(rows.of_texts(tmp_path / 'x.txt', 'train'))
-  with pytest.raises(DataError, match='no such file'):
-    texts_of(tmp_path / 'x.txt')
 
 
 def test_a_data_set_of_one_class(tmp_path, monkeypatch):
