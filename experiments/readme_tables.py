@@ -26,6 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / 'README.md'
 # The layer whose parameters the catalogue counts.
 LENGTH, WIDTH, HEADS = 1024, 256, 4
+# Of a row that is not a first look.
+SEEDS = 3
 # Capability -> word of the catalogue.
 CAPABILITIES = {
   'bidirectional': 'both ways',
@@ -179,6 +181,7 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
   waiting = max(float(row['waiting_share']) for row in rows)
   lines += [
     '',
+    *_left_out(groups),
     'A score at its floor or below it has learnt nothing that a trivial model '
     'does not know: so few steps of Pathfinder and Retrieval.',
     'A row of one seed has no spread. Steps per second: of the fastest seed, '
@@ -188,6 +191,21 @@ def _scores(rows: list[dict[str, str]]) -> list[str]:
     'data.',
   ]
   return [*lines, '']
+
+
+def _left_out(groups) -> list[str]:
+  """How much of the grid was run, so that its gaps are seen."""
+  total = sum(row.supports.bidirectional for row in attention.TABLE.values())
+  parts = []
+  for task in dict.fromkeys(task for task, _ in groups):
+    own = [len(group) for (name, _), group in groups.items() if name == task]
+    whole = sum(count >= SEEDS for count in own)
+    parts.append(f'{task} {len(own)} ({whole})')
+  return [
+    f'Run were, of {total} mechanisms (with {SEEDS} seeds or more): '
+    f'{", ".join(parts)}.',
+    'The rest was left out, to stay within some hours of computing.',
+  ]
 
 
 def _longer(rows: list[dict[str, str]]) -> list[str]:
