@@ -11,12 +11,20 @@ def model_keys() -> ml_collections.ConfigDict:
   model.width = 256
   # Heads of each mixer; divides qkv_width.
   model.num_heads = 4
+  # Biases in the projections of mixers with heads.
+  model.attention_bias = False
   # Width of all heads together; 0 = width.
   model.qkv_width = 0
   # Hidden width of the feed-forward part.
   model.mlp_width = 1024
-  # Hidden width of the classifier (ReLU); 0 = linear classifier.
+  # Hidden width of the classifier; 0 = linear classifier.
   model.head_width = 0
+  # Of that hidden layer: 'relu', or 'tanh' (BERT).
+  model.head_activation = 'relu'
+  # From the output at a token to logits of tokens: 'dense'; 'tied', with the
+  # embedding (GPT-2); or 'transformed', tied behind a dense layer (BERT). For
+  # task 'language' and for pretrain.
+  model.token_head = 'dense'
   # What the classifier of two texts sees of their vectors a and b: 'nli',
   # a, b, a * b and a - b; or 'concat', a and b alone (then the head has one
   # layer more). 'none' = the task has one text.
@@ -24,8 +32,18 @@ def model_keys() -> ml_collections.ConfigDict:
   # Compute type, 'float32' or 'bfloat16'; parameters are float32 always.
   model.dtype = 'float32'
   # How an id becomes a vector: by a table ('embedding'), or as a quantity
-  # ('continuous', for grey values).
+  # ('continuous', for grey values); or how many quantities do together
+  # ('patches' of an image).
   model.front_end = 'embedding'
+  # For 'patches': pixels of a side of one.
+  model.patch_size = 1
+  # For 'patches': values of each pixel.
+  model.channels = 1
+  # Types that tokens are of, each with a learned vector; 0 = none. A task that
+  # knows none has type 0 only.
+  model.token_types = 0
+  # A norm of what enters the first block.
+  model.embedding_norm = False
   # Mask grey values of 0 as padding is, as LRA's code does (the ground of
   # Pathfinder); for images.
   model.zero_is_padding = False
@@ -34,15 +52,17 @@ def model_keys() -> ml_collections.ConfigDict:
   model.position = 'sinusoidal'
   # Layer norm before ('pre') or after ('post') each residual branch.
   model.norm_order = 'pre'
-  # What the classifier sees: 'mean' of the row's tokens, or the output at a
-  # learned token in front ('cls').
+  # Added to the variance in each layer norm.
+  model.norm_epsilon = 1e-6
+  # What the classifier sees: 'mean' of the row's tokens; the output at a
+  # learned token in front ('cls'), or at the row's own 'first'.
   model.pooling = 'mean'
   # Share of activations dropped after embedding and on residual branches.
   model.dropout = 0.0
   # Share of attention weights dropped; of the heads' outputs where there are
   # no weights (linear).
   model.attention_dropout = 0.0
-  # Of the feed-forward part: 'gelu' (tanh form) or 'relu'.
+  # Of the feed-forward part: 'gelu' (tanh form), 'gelu_exact' or 'relu'.
   model.activation = 'gelu'
   # Taps, odd, of the depthwise convolution before each mixer; 0 = none.
   model.conv_width = 0

@@ -29,7 +29,9 @@ __all__ = [
   'changed',
   'check',
   'explain',
+  'leaves',
   'load',
+  'neutral',
   'split_flags',
   'to_json_dict',
 ]
@@ -77,6 +79,21 @@ def load(
     place = f'In the config of --config={argument}.'
     raise errors.ConfigError(f'{error}\n{place}') from None
   return config.lock(), list(given)
+
+
+def neutral(
+  values: Mapping[str, Any], mechanism: str = 'full'
+) -> ml_collections.ConfigDict:
+  """A locked config of neutral values, other than those that are given.
+
+  It describes a model and no run: it has no task, and is not checked.
+
+  Args:
+    values: {'section.key': value}.
+    mechanism: name of the mixer.
+  """
+  schema = _schema()
+  return changed(schema.base(schema.Choice(mechanism)), values)
 
 
 def changed(
@@ -174,13 +191,7 @@ def _stored(path: pathlib.Path) -> tuple[ml_collections.ConfigDict, ModuleType]:
     )
   if not isinstance(values, dict):
     refuse(f'--config={path} holds no JSON object', 'give that of a run folder')
-  # That beside the package, wherever the command is started.
-  root = str(pathlib.Path(errors.__file__).resolve().parents[1])
-  sys.path.insert(0, root)
-  try:
-    schema = importlib.import_module('configs.common')
-  finally:
-    sys.path.remove(root)
+  schema = _schema()
   sections = set(schema.SECTIONS)
   if not all(isinstance(values.get(name), dict) for name in sections) or any(
     '.' in key for key in _names(values)
@@ -190,6 +201,17 @@ def _stored(path: pathlib.Path) -> tuple[ml_collections.ConfigDict, ModuleType]:
       f'it has the sections {", ".join(sorted(sections))}',
     )
   return _with_tuples(ml_collections.ConfigDict(values)), schema
+
+
+def _schema() -> ModuleType:
+  """The module that says what keys there are."""
+  # That beside the package, wherever the command is started.
+  root = str(pathlib.Path(errors.__file__).resolve().parents[1])
+  sys.path.insert(0, root)
+  try:
+    return importlib.import_module('configs.common')
+  finally:
+    sys.path.remove(root)
 
 
 def _names(values: dict[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ Whatever is wrong is refused with a sentence that names key and value and one
 that says what to do. `schema` is always the module `configs.common`.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from types import ModuleType
@@ -55,6 +56,7 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
       f'task={config.task!r}',
       f'use {FLAG}model.zero_is_padding=false',
     )
+  _check_patches(config, schema)
   _check_pairs(config, schema)
   _check_causal(config, schema)
   if config.mesh.data == config.mesh.fsdp == -1:
@@ -78,6 +80,51 @@ def _check_reversible(model: ml_collections.ConfigDict) -> None:
       refuse(
         f'model.reversible=true goes with model.{key}={needed} only',
         f'use {FLAG}model.{key}={needed}',
+      )
+
+
+def _check_patches(config: ml_collections.ConfigDict, schema: ModuleType):
+  """Patches are of square images, and nothing guesses single pixels of them."""
+  model = config.model
+  if model.token_head != 'dense' and model.front_end != 'embedding':
+    refuse(
+      f'model.token_head={model.token_head!r} is tied to an embedding, and '
+      f'model.front_end={model.front_end!r} has none',
+      f'use {FLAG}model.token_head=dense',
+    )
+  if model.front_end != 'patches':
+    for key in ('patch_size', 'channels'):
+      if model[key] != 1:
+        refuse(
+          f'model.{key}={model[key]} goes with model.front_end=patches only',
+          f'use {FLAG}model.{key}=1',
+        )
+    return
+  if config.task not in schema.IMAGE_TASKS:
+    refuse(
+      f'model.front_end=patches is for {", ".join(schema.IMAGE_TASKS)}, not '
+      f'task={config.task!r}',
+      f'use {FLAG}model.front_end=embedding',
+    )
+  length, channels = config.data.max_length, model.channels
+  side = math.isqrt(length // channels)
+  if side * side * channels != length or side % model.patch_size:
+    refuse(
+      f'data.max_length={length} is no square image of model.channels='
+      f'{channels} whose side is a multiple of model.patch_size='
+      f'{model.patch_size}',
+      f'use for example {FLAG}model.patch_size=1',
+    )
+  for key, none in (
+    ('pretrain.num_steps', 0),
+    ('model.zero_is_padding', False),
+  ):
+    section, name = key.split('.')
+    if config[section][name] != none:
+      refuse(
+        f'{key}={config[section][name]} is about single pixels, and '
+        'model.front_end=patches takes them together',
+        f'use {FLAG}{key}={str(none).lower()}',
       )
 
 

@@ -16,6 +16,12 @@ WORDS = ('good', 'bad', 'fine', 'dull') * 15
 CONFIG = f'--config={ROOT}/configs/lra_text.py:linear,quick'
 
 
+PATCHES = [
+  f'--config={ROOT}/configs/lra_image.py:linear,quick',
+  '--config.model.front_end=patches',
+]
+
+
 def run(capsys, *arguments):
   code = main.main(['effformer', *arguments])
   return code, capsys.readouterr()
@@ -75,6 +81,22 @@ def test_what_was_compiled_once_is_not_compiled_again(tmp_path):
       'does not exist for language',
     ),
     ([CONFIG, '--config.model.zero_is_padding=true'], 'is for image'),
+    ([CONFIG, '--config.model.front_end=patches'], 'is for image'),
+    ([CONFIG, '--config.model.patch_size=2'], 'front_end=patches only'),
+    (
+      [
+        CONFIG,
+        *(
+          '--config.model.front_end=continuous',
+          '--config.model.token_head=tied',
+        ),
+      ],
+      'token_head=dense',
+    ),
+    ([*PATCHES, '--config.model.patch_size=5'], 'multiple of model.patch_size'),
+    ([*PATCHES, '--config.model.channels=3'], 'no square image'),
+    ([*PATCHES, '--config.model.zero_is_padding=true'], 'single pixels'),
+    ([*PATCHES, '--config.pretrain.num_steps=3'], 'single pixels'),
     (
       [
         '--config=configs/lra_image.py:linear,pretrain',

@@ -49,6 +49,7 @@ class Block(nn.Module):
 
   layer: LayerConfig
   norm_order: str = 'pre'
+  norm_epsilon: float = 1e-6
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
 
@@ -137,7 +138,7 @@ class Block(nn.Module):
     )
 
   def _residual(self, name, function, x_BTD, deterministic):
-    norm = nn.LayerNorm(dtype=self.dtype, name=name)
+    norm = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name=name)
     drop = nn.Dropout(self.dropout)
     if self.norm_order == 'pre':
       update_BTD = function(norm(x_BTD))

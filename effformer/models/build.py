@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from effformer import attention, errors
-from effformer.models import classifier, encoder, predictor
+from effformer.models import classifier, embedder, encoder, predictor, trunk
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -46,13 +46,19 @@ def _layer_config(config, facts, settings, causal):
   model = config.model
   known = attention.settings(facts['mixer'])
   qkv_width = model.qkv_width or model.width
+  ids_per_token = trunk.ids_per_token(
+    model.front_end, model.patch_size, model.channels
+  )
   common = {
     'num_heads': facts['num_heads'],
+    'use_bias': model.attention_bias,
     'head_width': qkv_width // facts['num_heads'],
     'dropout': model.attention_dropout,
     'rotary': model.position == 'rotary',
     'max_length': (
-      config.data.max_length + (model.pooling == 'cls') + model.extra_tokens
+      config.data.max_length // ids_per_token
+      + (model.pooling == 'cls')
+      + model.extra_tokens
     ),
   }
   settings |= {name: common[name] for name in common if name in known}
@@ -128,11 +134,53 @@ def token_predictor(
   config: ml_collections.ConfigDict, vocabulary_size: int, *, causal: bool
 ) -> predictor.Predictor:
   """The predictor of tokens on the trunk that `config` describes."""
-  return predictor.Predictor(**_trunk(config, vocabulary_size, causal=causal))
+  return predictor.Predictor(
+    token_head=config.model.token_head,
+    head_activation=config.model.activation,
+    **_trunk(config, vocabulary_size, causal=causal),
+  )
+
+
+def of_kind(
+  kind: str,
+  config: ml_collections.ConfigDict,
+  vocabulary_size: int,
+  num_classes: int = 0,
+  *,
+  causal: bool = False,
+) -> trunk.Trunk:
+  """The network of a kind.
+
+  Args:
+    kind: 'embedder', 'classifier', 'pair_classifier' or 'predictor'.
+    config, vocabulary_size: see the functions of these.
+    num_classes: of a classifier.
+    causal: of embedders and predictors.
+  """
+  if kind == 'classifier':
+    return sequence_classifier(config, vocabulary_size, num_classes)
+  if kind == 'pair_classifier':
+    return pair_classifier(config, vocabulary_size, num_classes)
+  if kind == 'predictor':
+    return token_predictor(config, vocabulary_size, causal=causal)
+  if kind == 'embedder':
+    return text_embedder(config, vocabulary_size, causal=causal)
+  raise ValueError(f'no kind of model {kind!r}')
+
+
+def text_embedder(
+  config: ml_collections.ConfigDict, vocabulary_size: int, *, causal: bool
+) -> embedder.Embedder:
+  """Vectors of texts, of the trunk that `config` describes."""
+  return embedder.Embedder(**_trunk(config, vocabulary_size, causal=causal))
 
 
 def _head(config, num_classes):
-  return dict(num_classes=num_classes, head_width=config.model.head_width)
+  return dict(
+    num_classes=num_classes,
+    head_width=config.model.head_width,
+    head_activation=config.model.head_activation,
+  )
 
 
 def _trunk(config, vocabulary_size, *, causal=False):
@@ -143,10 +191,15 @@ def _trunk(config, vocabulary_size, *, causal=False):
     layers=layer_configs(config, causal=causal),
     max_length=config.data.max_length,
     front_end=model.front_end,
+    patch_size=model.patch_size,
+    channels=model.channels,
     position='none' if model.position == 'rotary' else model.position,
+    token_types=model.token_types,
+    embedding_norm=model.embedding_norm,
     zero_is_padding=model.zero_is_padding,
     pooling=model.pooling,
     norm_order=model.norm_order,
+    norm_epsilon=model.norm_epsilon,
     dropout=model.dropout,
     dtype=DTYPES[model.dtype],
     remat=model.remat,

@@ -32,6 +32,7 @@ class Encoder(nn.Module):
   Attributes:
     layers: one `LayerConfig` a block.
     norm_order: 'pre' or 'post'.
+    norm_epsilon: added to the variance in each norm.
     dropout: rate on each residual branch and hidden layer.
     dtype: compute dtype; parameters are float32.
     remat: recompute each block in the backward pass: where layers are scanned,
@@ -52,6 +53,7 @@ class Encoder(nn.Module):
 
   layers: tuple[LayerConfig, ...]
   norm_order: str = 'pre'
+  norm_epsilon: float = 1e-6
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
@@ -129,7 +131,14 @@ class Encoder(nn.Module):
 
   @nn.nowrap
   def _block(self, layer):
-    return Block(layer, self.norm_order, self.dropout, self.dtype, parent=None)
+    return Block(
+      layer,
+      norm_order=self.norm_order,
+      norm_epsilon=self.norm_epsilon,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      parent=None,
+    )
 
   @nn.compact
   def _run(self, x_BTD, tokens, deterministic, state):
@@ -180,7 +189,8 @@ class Encoder(nn.Module):
     if self.extra_tokens:
       x_BTD = x_BTD[:, self.extra_tokens :]
     if self.norm_order == 'pre':
-      x_BTD = nn.LayerNorm(dtype=self.dtype, name='norm_out')(x_BTD)
+      norm = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='norm_out')
+      x_BTD = norm(x_BTD)
     return x_BTD, state
 
   def _with_extra_tokens(self, x_BTD, tokens):

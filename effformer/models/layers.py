@@ -1,5 +1,8 @@
 """The parts of an encoder block that mix no tokens, or only neighbours."""
 
+import functools
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,8 +12,10 @@ from effformer.attention import contract
 from effformer.attention.primitives import short_conv
 
 ACTIVATIONS = {
-  # LRA's jax code uses the tanh form of GELU (Hendrycks & Gimpel 2016).
+  # LRA's jax code uses the tanh form of GELU (Hendrycks & Gimpel 2016), GPT-2
+  # too; BERT and ViT have x Phi(x) itself.
   'gelu': nn.gelu,
+  'gelu_exact': functools.partial(nn.gelu, approximate=False),
   'relu': nn.relu,
 }
 
@@ -32,6 +37,30 @@ def sinusoidal_positions(position_BT: jax.Array, width: int) -> jax.Array:
   frequency_11K = (10_000.0**-exponent_K)[None, None]
   angle_BTK = position_BT[..., None].astype(jnp.float32) * frequency_11K
   return jnp.concatenate([jnp.sin(angle_BTK), jnp.cos(angle_BTK)], axis=-1)
+
+
+def patches(u_BT: jax.Array, patch_size: int, channels: int) -> jax.Array:
+  """Square patches of square images, in reading order.
+
+  Args:
+    u_BT: images, row by row; the channels of a pixel beside each other.
+    patch_size: P, pixels; a divisor of the side of the image.
+    channels: C.
+
+  Returns:
+    [B, number of patches, P P C], a patch in the order of its image.
+  """
+  side = math.isqrt(u_BT.shape[1] // channels)
+  if side * side * channels != u_BT.shape[1] or side % patch_size:
+    raise ValueError(
+      f'{u_BT.shape[1]} values are no square image of {channels} channel(s) '
+      f'whose side is a multiple of patch_size={patch_size}'
+    )
+  number = side // patch_size
+  u_BNPNPC = u_BT.reshape(-1, number, patch_size, number, patch_size, channels)
+  return u_BNPNPC.transpose(0, 1, 3, 2, 4, 5).reshape(
+    u_BT.shape[0], number * number, -1
+  )
 
 
 class DepthwiseConvolution(nn.Module):

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from effformer.models import trunk
+from effformer.models import layers, trunk
 
 
 class Predictor(trunk.Trunk):
@@ -16,7 +16,25 @@ class Predictor(trunk.Trunk):
   tokens: the first comes from the front vector alone. Where the layers are
   causal, output i is what comes after so many tokens, and `extend` gives the
   same, some tokens at a time.
+
+  Attributes:
+    token_head: 'dense', `W y + b`; 'tied', `E y` with the embedding E (Press &
+      Wolf 2017, 1608.05859), as in GPT-2; or 'transformed',
+      `E norm(f(W y + b)) + c` with f of `head_activation`, as in BERT.
+    head_activation: key of `layers.ACTIVATIONS`.
+    others: see `trunk.Trunk`.
   """
+
+  token_head: str = 'dense'
+  head_activation: str = 'gelu'
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.token_head != 'dense' and self.front_end != 'embedding':
+      raise ValueError(
+        f"token_head={self.token_head!r} needs front_end='embedding', got "
+        f'{self.front_end!r}'
+      )
 
   def __call__(
     self,
@@ -24,6 +42,7 @@ class Predictor(trunk.Trunk):
     lengths_B: jax.Array,
     hidden_BT: jax.Array | None = None,
     *,
+    types_BT: jax.Array | None = None,
     deterministic: bool = True,
     step: jax.Array | None = None,
   ) -> jax.Array:
@@ -32,10 +51,13 @@ class Predictor(trunk.Trunk):
     Args:
       ids_BT, lengths_B: rows.
       hidden_BT: bool, tokens that are not shown but to be guessed, or None.
+      types_BT: types of the tokens, None for 0 everywhere.
       deterministic: False applies dropout.
       step: number of training steps so far.
     """
-    return self._run(ids_BT, lengths_B, deterministic, step, hidden_BT)[0]
+    return self._run(
+      ids_BT, lengths_B, deterministic, step, hidden_BT, types_BT=types_BT
+    )[0]
 
   def extend(
     self,
@@ -77,6 +99,20 @@ class Predictor(trunk.Trunk):
   @nn.compact
   def _run(self, *arguments, **keywords):
     y_BTD, _, stream = self._tokens(*arguments, **keywords)
-    head = nn.Dense(self.vocabulary_size, name='head_tokens')
     # float32: the logits of a large vocabulary are summed over.
-    return head(y_BTD.astype(jnp.float32)), stream
+    return self._logits(y_BTD.astype(jnp.float32)), stream
+
+  @nn.nowrap
+  def _logits(self, y_BTD):
+    if self.token_head == 'dense':
+      return nn.Dense(self.vocabulary_size, name='head_tokens')(y_BTD)
+    embedding_YD = self.get_variable('params', 'embedding')['embedding']
+    if self.token_head == 'tied':
+      return y_BTD @ embedding_YD.T
+    y_BTD = nn.Dense(self.width, name='head_in')(y_BTD)
+    y_BTD = layers.ACTIVATIONS[self.head_activation](y_BTD)
+    y_BTD = nn.LayerNorm(self.norm_epsilon, name='head_norm')(y_BTD)
+    bias_Y = self.param(
+      'head_bias', nn.initializers.zeros, (self.vocabulary_size,)
+    )
+    return y_BTD @ embedding_YD.T + bias_Y[None, None]

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from effformer import shapes
-from effformer.models import encoder
-from effformer.models.layers import sinusoidal_positions
+from effformer.models import encoder, layers
 
 # LRA's learned position table starts this small (common_layers.py).
 LEARNED_POSITION_STDDEV = 0.02
@@ -26,12 +25,19 @@ class Stream(NamedTuple):
   count_B: jax.Array
 
 
+def ids_per_token(front_end: str, patch_size: int, channels: int) -> int:
+  """How many ids make a token; see `Trunk`."""
+  return patch_size**2 * channels if front_end == 'patches' else 1
+
+
 class Trunk(nn.Module):
   """What classifiers and predictors of tokens have in common.
 
-  `y = encoder(f(ids) + P)`, where f looks up an embedding E, or maps ids that
-  are quantities, such as grey values, to u w + b with
-  u = 2 (id - 1) / (Y - 2) - 1 from -1 to 1. Id 0 is padding; rows are
+  `y = encoder(f(ids) + P + S)`, where f looks up an embedding E, or maps ids
+  that are quantities, such as grey values, to u w + b with
+  u = 2 (id - 1) / (Y - 2) - 1 from -1 to 1; of patches, all u of a patch to
+  W u + b (Dosovitskiy et al. 2021, 2010.11929, equation 1). S are vectors of
+  the types of the tokens (Devlin et al. 2019, 1810.04805). Rows are
   right-padded to a common length and masked everywhere: neither the number nor
   the content of padding changes what comes out at a real token.
 
@@ -39,14 +45,21 @@ class Trunk(nn.Module):
     vocabulary_size: Y, padding included.
     width: D.
     layers: one `LayerConfig` a block.
-    max_length: longest row in tokens, the CLS token not counted.
-    front_end: 'embedding', or 'continuous' for ids that are quantities.
+    max_length: longest row in ids, the CLS token not counted.
+    front_end: 'embedding'; 'continuous' for ids that are quantities; or
+      'patches' for quantities of square images, row by row, the channels of a
+      pixel beside each other: a token is then a patch.
+    patch_size: pixels of a side of a patch.
+    channels: quantities of a pixel of patches.
     position: 'none', 'sinusoidal' or 'learned'; rotary positions are a setting
       of the mixers.
+    token_types: number of types that tokens are of, 0 = none.
+    embedding_norm: a norm of what enters the encoder.
     zero_is_padding: quantities of 0 (id 1), the black of images, are masked as
       padding is; as LRA has it.
     pooling: 'cls' puts a learned vector before each row; see the heads.
-    norm_order, dropout, dtype, remat, reversible, extra_tokens: see
+    norm_order, norm_epsilon, dropout, dtype, remat, reversible,
+      extra_tokens: see
       `encoder.Encoder`. Extra tokens stand before the CLS token; they are
       neither counted in `max_length` nor among what comes out.
   """
@@ -56,15 +69,25 @@ class Trunk(nn.Module):
   layers: tuple[encoder.LayerConfig, ...]
   max_length: int
   front_end: str = 'embedding'
+  patch_size: int = 1
+  channels: int = 1
   position: str = 'none'
+  token_types: int = 0
+  embedding_norm: bool = False
   zero_is_padding: bool = False
   pooling: str = 'mean'
   norm_order: str = 'pre'
+  norm_epsilon: float = 1e-6
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   reversible: bool = False
   extra_tokens: int = 0
+
+  @property
+  def ids_per_token(self) -> int:
+    """How many ids make a token."""
+    return ids_per_token(self.front_end, self.patch_size, self.channels)
 
   @property
   def has_front(self) -> bool:
@@ -81,6 +104,7 @@ class Trunk(nn.Module):
     hidden_BT=None,
     stream=None,
     has_front=None,
+    types_BT=None,
   ):
     """Vectors of the tokens, which of them are real, and the stream after them.
 
@@ -89,12 +113,16 @@ class Trunk(nn.Module):
       hidden_BT: at which tokens a learned vector takes the place of f(ids).
       stream: what was read before, where these are further tokens.
       has_front: whether the front vector comes first; None for `pooling`.
+      types_BT: types of the tokens, None for 0 everywhere.
     """
     if ids_BT.shape[1] > self.max_length:
       raise ValueError(
         f'rows of {ids_BT.shape[1]} tokens, but max_length={self.max_length}'
       )
     x_BTD = self._front_end(ids_BT)
+    lengths_B = lengths_B // self.ids_per_token
+    if self.token_types:
+      x_BTD = x_BTD + self._types(types_BT, x_BTD)
     if hidden_BT is not None:
       mask_D = self.param('mask', nn.initializers.normal(1.0), (self.width,))
       x_BTD = jnp.where(
@@ -118,12 +146,15 @@ class Trunk(nn.Module):
       position_BT = tokens.position_BT + stream.count_B[:, None]
       tokens = tokens.replace(position_BT=position_BT)
     x_BTD = self._add_positions(x_BTD, tokens)
+    if self.embedding_norm:
+      norm = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='norm_in')
+      x_BTD = norm(x_BTD)
     x_BTD = nn.Dropout(self.dropout)(x_BTD, deterministic=deterministic)
-    layers = self._encoder()
+    blocks = self._encoder()
     if stream is None:
-      y_BTD = layers(x_BTD, tokens=tokens, deterministic=deterministic)
+      y_BTD = blocks(x_BTD, tokens=tokens, deterministic=deterministic)
     else:
-      y_BTD, state = layers.extend(x_BTD, stream.layers, tokens=tokens)
+      y_BTD, state = blocks.extend(x_BTD, stream.layers, tokens=tokens)
       stream = Stream(state, stream.count_B + lengths_B)
     return y_BTD, tokens, stream
 
@@ -132,6 +163,7 @@ class Trunk(nn.Module):
     return encoder.Encoder(
       self.layers,
       norm_order=self.norm_order,
+      norm_epsilon=self.norm_epsilon,
       dropout=self.dropout,
       dtype=self.dtype,
       remat=self.remat,
@@ -149,10 +181,13 @@ class Trunk(nn.Module):
 
   @nn.nowrap
   def _front_end(self, ids_BT):
-    if self.front_end == 'continuous':
+    if self.front_end != 'embedding':
       u_BT = 2 * (ids_BT - 1) / (self.vocabulary_size - 2) - 1
+      u_BTC = u_BT[..., None]
+      if self.front_end == 'patches':
+        u_BTC = layers.patches(u_BT, self.patch_size, self.channels)
       return nn.Dense(self.width, dtype=self.dtype, name='values')(
-        u_BT[..., None].astype(self.dtype)
+        u_BTC.astype(self.dtype)
       )
     return nn.Embed(
       self.vocabulary_size,
@@ -163,16 +198,29 @@ class Trunk(nn.Module):
     )(ids_BT)
 
   @nn.nowrap
+  def _types(self, types_BT, x_BTD):
+    table = nn.Embed(
+      self.token_types,
+      self.width,
+      embedding_init=nn.initializers.normal(1.0),
+      dtype=self.dtype,
+      name='types',
+    )
+    if types_BT is None:
+      types_BT = jnp.zeros(x_BTD.shape[:2], jnp.int32)
+    return table(types_BT)
+
+  @nn.nowrap
   def _add_positions(self, x_BTD, tokens):
     if self.position == 'none':
       return x_BTD
     if self.position == 'sinusoidal':
-      position_BTD = sinusoidal_positions(tokens.position_BT, self.width)
+      position_BTD = layers.sinusoidal_positions(tokens.position_BT, self.width)
     else:
       table_SD = self.param(
         'positions',
         nn.initializers.normal(LEARNED_POSITION_STDDEV),
-        (self.max_length + self.has_front, self.width),
+        (self.max_length // self.ids_per_token + self.has_front, self.width),
       )
       position_BTD = table_SD[tokens.position_BT]
     return x_BTD + position_BTD.astype(self.dtype)

@@ -57,6 +57,7 @@ def test_facts_of_the_model_are_those_of_each_layer():
   assert settings_of(layer) == {
     'window': 5,
     'block': 0,
+    'use_bias': False,
     'num_heads': 3,
     'head_width': 4,
     'dropout': 0.25,
@@ -168,6 +169,28 @@ def test_the_classifier_has_the_facts_of_the_config():
   assert model.layers == build.layer_configs(config)
 
 
+def test_patches_are_the_tokens_of_mixers_and_positions():
+  config = make_config(
+    mechanism='linformer',
+    mixer__rank=4,
+    model__front_end='patches',
+    model__patch_size=2,
+    model__channels=3,
+    model__position='learned',
+    model__pooling='cls',
+    data__max_length=48,
+  )
+  model = build.sequence_classifier(config, 257, 2)
+  ids_BT = jax.ShapeDtypeStruct((1, 48), jnp.int32)
+  lengths_B = jax.ShapeDtypeStruct((1,), jnp.int32)
+  init = jax.eval_shape(model.init, jax.random.key(0), ids_BT, lengths_B)
+  params = init['params']
+  # Four patches of 2 x 2 pixels of 3 values, and the vector in front.
+  assert params['values']['kernel'].shape == (12, config.model.width)
+  assert params['positions'].shape == (5, config.model.width)
+  assert dict(model.layers[0].settings)['max_length'] == 5
+
+
 def test_a_reversible_model_has_the_parameters_of_the_plain_one():
   plain, reversible = (
     make_config(model__reversible=is_it) for is_it in (False, True)
@@ -203,7 +226,8 @@ def mixer_by_hand(config):
     'sparse',
     'performer',
   ):
-    return 4 * square
+    biases = 3 * qkv_width + model.width
+    return 4 * square + biases * model.attention_bias
   if mixer.name == 'linformer':
     matrices = {'none': 2 * heads, 'headwise': 2, 'key_value': 1}
     return 4 * square + matrices[mixer.sharing] * mixer.rank * length
@@ -244,6 +268,7 @@ def count_by_hand(config, vocabulary_size, num_classes):
   total += width * (is_cls + model.extra_tokens)
   total += (length + is_cls) * width * (model.position == 'learned')
   total += 2 * width * (model.norm_order == 'pre')
+  total += width * model.token_types + 2 * width * model.embedding_norm
   if model.head_width:
     total += (width + 1) * model.head_width
   return total + ((model.head_width or width) + 1) * num_classes
@@ -283,6 +308,9 @@ def test_every_config_builds_at_the_size_computed_by_hand(
     {'mechanism': 'linformer', 'mixer__rank': 4, 'mixer__sharing': 'headwise'},
     {'model__extra_tokens': 3, 'model__position': 'learned'},
     {'mechanism': 'linformer', 'mixer__rank': 4, 'model__extra_tokens': 3},
+    {'model__token_types': 3, 'model__embedding_norm': True},
+    {'model__attention_bias': True, 'model__qkv_width': 6},
+    {'model__pooling': 'first', 'model__head_width': 6},
   ],
   ids=lambda keys: '-'.join(map(str, keys.values())),
 )

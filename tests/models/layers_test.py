@@ -22,6 +22,35 @@ def output_and_gradients(module, params):
   return jax.jit(step)(params, X_BTD)
 
 
+def test_patches_are_in_reading_order():
+  side, size, channels = 6, 2, 3
+  u_BT = np.arange(2 * side * side * channels).reshape(2, -1)
+  found_BNC = np.asarray(layers.patches(u_BT, size, channels))
+  u_BHWC = u_BT.reshape(2, side, side, channels)
+  for number in range(9):
+    y, x = divmod(number, 3)
+    patch = u_BHWC[:, y * 2 : y * 2 + 2, x * 2 : x * 2 + 2]
+    np.testing.assert_array_equal(found_BNC[:, number], patch.reshape(2, -1))
+
+
+@pytest.mark.parametrize(
+  ('count', 'size', 'channels'), [(35, 1, 1), (36, 4, 1), (36, 2, 3)]
+)
+def test_what_has_no_patches_is_refused(count, size, channels):
+  with pytest.raises(ValueError, match='no square image'):
+    layers.patches(np.zeros((1, count)), size, channels)
+
+
+def test_activations():
+  x = np.array([-1.0, 0.5, 2.0])
+  # x Phi(x), and its tanh form.
+  exact = [-0.15865525, 0.34573123, 1.95449974]
+  near = [-0.15880801, 0.34571401, 1.95459769]
+  for name, expected in (('gelu_exact', exact), ('gelu', near)):
+    y = layers.ACTIVATIONS[name](x.astype(np.float32))
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
 # The last part may be short, and one part may be more than all.
 @pytest.mark.parametrize('chunk', [1, 3, 7, 99])
 def test_chunks_change_nothing(chunk):

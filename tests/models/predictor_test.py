@@ -65,6 +65,8 @@ CASES = [
   ('model_width', {'pooling': 'cls'}),
   ('shared', {'reversible': True, 'pooling': 'cls'}),
   ('scanned', {'reversible': True}),
+  ('mixed', {'token_head': 'tied', 'token_types': 2, 'norm_epsilon': 1e-5}),
+  ('scanned', {'token_head': 'transformed', 'embedding_norm': True}),
 ]
 
 
