@@ -19,6 +19,7 @@ ORACLES = (
   'linformer', 'local', 'full', 'fnet', 'performer', 'reformer', 'longformer',
   'retnet', 'gla', 'gated_deltanet', 'deltanet', 'mamba2', 'mega',
   'nystromformer', 'bigbird', 'linear', 'nsa', 's5', 'positions',
+  'pretrained',
 )  # fmt: skip
 
 
@@ -39,9 +40,11 @@ def main():
     torch.manual_seed(0)
     np.random.seed(0)
     for file, arrays in oracle.files():
-      np.savez_compressed(args.out / f'{file}.npz', **arrays)
+      path = args.out / f'{file}.npz'
+      path.parent.mkdir(exist_ok=True)
+      np.savez_compressed(path, **arrays)
     print(name)
-  size = sum(path.stat().st_size for path in args.out.glob('*.npz'))
+  size = sum(path.stat().st_size for path in args.out.rglob('*.npz'))
   print(f'{size / 2**20:.2f} MiB')
 
 

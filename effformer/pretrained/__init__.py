@@ -1,0 +1,24 @@
+"""Weights of published models in and out, without their frameworks.
+
+    model = pretrained.load('FOLDER')   # config.json, model.safetensors
+    vectors_BD = model.module.apply({'params': model.params}, ids_BT, lengths_B)
+    pretrained.save(model, 'OTHER')     # the same tensors again
+    pretrained.swap(model, 'linear', layers=(0, 1)).model
+
+BERT (and MiniLM), RoBERTa, DistilBERT, GPT-2 and ViT; `find` says where a
+folder comes from.
+"""
+
+from effformer.pretrained.model import FAMILIES, Pretrained, load, save
+from effformer.pretrained.place import find
+from effformer.pretrained.swapping import Swapped, swap
+
+__all__ = [
+  'FAMILIES',
+  'Pretrained',
+  'Swapped',
+  'find',
+  'load',
+  'save',
+  'swap',
+]

@@ -1,0 +1,135 @@
+"""Another attention in a pretrained model: what has a meaning there is kept."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from effformer import attention
+from effformer import config as config_lib
+from effformer.errors import ConfigError
+from effformer.pretrained.model import Pretrained
+
+
+class Swapped(NamedTuple):
+  """A model with another attention.
+
+  Attributes:
+    model: it; its parameters are those of the original where names and shapes
+      agree, others are as they are first made.
+    kept: paths of parameters of the layers in question that stayed.
+    made: paths of those that are new.
+    left: paths of those of the original that have no place any more.
+  """
+
+  model: Pretrained
+  kept: tuple[str, ...]
+  made: tuple[str, ...]
+  left: tuple[str, ...]
+
+
+def swap(
+  model: Pretrained,
+  mechanism: str,
+  layers: Sequence[int] | None = None,
+  *,
+  settings: Mapping[str, Any] | None = None,
+  seed: int = 0,
+) -> Swapped:
+  """Replaces the attention of some layers by another mechanism.
+
+  Projections of queries, keys, values and outputs stay, biases with them; what
+  the mechanism has beside them is made anew, so a model needs training to be
+  of use again, unless the mechanism has softmax attention as a limit.
+
+  Args:
+    model: from `load`, or swapped before.
+    mechanism: row of `attention.TABLE`.
+    layers: numbers of the layers from 0; None for all.
+    settings: of the mechanism, beside its defaults.
+    seed: of new parameters.
+
+  Raises:
+    ConfigError: no such mechanism, layer or setting; or the mechanism cannot
+      be used in such a model.
+  """
+  settings = dict(settings or {})
+  chosen = _checked(model, mechanism, layers, settings)
+  facts = {
+    index: row.to_dict() for index, row in model.config.model.layers.items()
+  }
+  for index in chosen:
+    # Settings of the mechanism before mean nothing to this one.
+    facts[str(index)] = {'mixer': mechanism, **settings}
+  config = config_lib.changed(model.config, {'model.layers': facts})
+  module = model._replace(config=config).module
+  length = config.data.max_length
+  ids_BT, lengths_B = jnp.zeros((1, length), jnp.int32), jnp.array([length])
+  try:
+    # Shapes first, which says at once what does not fit.
+    jax.eval_shape(module.init, jax.random.key(seed), ids_BT, lengths_B)
+  except (ValueError, NotImplementedError) as error:
+    raise ConfigError(
+      f'{mechanism} cannot take the place of the attention of this '
+      f'{model.source["model_type"]}: {str(error).splitlines()[0]}'
+    ) from error
+  made = _flat(_made(module, seed, ids_BT, lengths_B))
+  before = _flat(model.params)
+  params = {
+    path: before[path]
+    if path in before and before[path].shape == x.shape
+    else np.asarray(x)
+    for path, x in made.items()
+  }
+  places = tuple(f'encoder/layer_{index}/mixer/' for index in chosen)
+  own = sorted(path for path in params if path.startswith(places))
+  kept = tuple(path for path in own if params[path] is before.get(path))
+  result = model._replace(
+    config=config, params=flax.traverse_util.unflatten_dict(params, sep='/')
+  )
+  return Swapped(
+    result,
+    kept,
+    tuple(path for path in own if path not in kept),
+    tuple(sorted(set(before) - set(kept) - (set(params) - set(own)))),
+  )
+
+
+def _made(module, seed, ids_BT, lengths_B):
+  init = jax.jit(module.init)
+  return init(jax.random.key(seed), ids_BT[:, :1], lengths_B * 0 + 1)['params']
+
+
+def _flat(params):
+  return flax.traverse_util.flatten_dict(params, sep='/')
+
+
+def _checked(model, mechanism, layers, settings):
+  if mechanism not in attention.TABLE:
+    raise ConfigError(
+      f'no mechanism {mechanism!r}; there are {", ".join(attention.TABLE)}.'
+    )
+  supports = attention.TABLE[mechanism].supports
+  direction = 'causal' if model.is_causal else 'bidirectional'
+  if not getattr(supports, direction):
+    raise ConfigError(
+      f'{mechanism} is not {direction}, which the attention of a '
+      f'{model.source["model_type"]} is.'
+    )
+  known = attention.settings(mechanism)
+  for name in settings:
+    if name not in known:
+      raise ConfigError(
+        f'{mechanism} has no setting {name!r}; it has {", ".join(known)}.'
+      )
+  number = model.config.model.num_layers
+  chosen = range(number) if layers is None else layers
+  for index in chosen:
+    if index not in range(number):
+      raise ConfigError(
+        f'there is no layer {index}: the model has layers 0 to {number - 1}.'
+      )
+  return sorted(set(chosen))
