@@ -21,9 +21,11 @@ LEVELS = {
   'attention': 5,
   'data': 5,
   'models': 6,
+  'pretrained': 7,
   'tasks': 7,
   'train': 8,
   'report': 9,
+  'compress': 9,
   'main': 9,
 }
 MODULES = sorted((ROOT / 'effformer').rglob('*.py'))

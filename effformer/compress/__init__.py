@@ -1,0 +1,1 @@
+"""Making a trained model small: pure functions over config and parameters."""

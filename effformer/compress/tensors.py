@@ -1,0 +1,156 @@
+"""Parameters as codes: which are rounded, as which matrix, by which plan.
+
+Every parameter that multiplies is a matrix [k, n] of k inputs and n outputs:
+a dense kernel; the projections of queries, keys and values [D, H, K] with
+n = H K; their output [H, K, D] with k = H K. A table of vectors (embedding,
+positions, types) has the vectors as outputs, so that a channel is a row of it.
+Vectors (biases, norms) stay as they are.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from effformer.compress import grid as grids
+from effformer.compress import packing
+from effformer.compress.grid import Grid
+from effformer.errors import ConfigError
+
+# Paths of parameters to grids; what is not in it stays float32.
+Plan = Mapping[str, Grid]
+_TABLES = ('embedding', 'positions', 'extra_tokens')
+
+
+@flax.struct.dataclass
+class QTensor:
+  """A parameter as codes.
+
+  Attributes:
+    codes: int8 or uint8 [k, n].
+    scale, zero: see `grid.Scales`.
+    grid: what it is rounded to.
+    shape: of the parameter.
+    is_table: whether its rows are the outputs.
+  """
+
+  codes: jax.Array
+  scale: jax.Array
+  zero: jax.Array
+  grid: Grid = flax.struct.field(pytree_node=False)
+  shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+  is_table: bool = flax.struct.field(pytree_node=False)
+
+  @property
+  def packed_bytes(self) -> int:
+    """Bytes of codes, scales and zero points as they are stored."""
+    total = packing.num_bytes(self.codes.size, self.grid.bits)
+    total += 4 * self.scale.size
+    return total + (0 if self.grid.symmetric else self.zero.size)
+
+
+def is_rounded(path: str, x: Any) -> bool:
+  """Whether a parameter can be rounded: one that multiplies."""
+  name = path.rpartition('/')[2]
+  return np.ndim(x) >= 2 and (name == 'kernel' or name in _TABLES)
+
+
+def uniform_plan(
+  params: Any, grid: Grid, *, tables: Grid | None = None
+) -> dict[str, Grid]:
+  """The same grid for all that can be rounded.
+
+  Args:
+    params: of a model.
+    grid: of kernels.
+    tables: of tables of vectors; None for `grid`.
+  """
+  return {
+    path: (tables or grid) if _is_table(path) else grid
+    for path, x in _flat(params).items()
+    if is_rounded(path, x)
+  }
+
+
+def quantise(params: Any, plan: Plan) -> Any:
+  """The parameters, those of the plan as `QTensor`.
+
+  Raises:
+    ConfigError: the plan names what is not there or cannot be rounded.
+  """
+  flat = _flat(params)
+  for path in plan:
+    if path not in flat:
+      raise ConfigError(
+        f'the plan names {path}, which the model does not have.'
+      )
+    if not is_rounded(path, flat[path]):
+      raise ConfigError(
+        f'the plan names {path} {np.shape(flat[path])}, which is no matrix and '
+        'is not rounded.\nLeave it out.'
+      )
+  return flax.traverse_util.unflatten_dict(
+    {
+      path: _quantised(path, x, plan[path]) if path in plan else x
+      for path, x in flat.items()
+    },
+    sep='/',
+  )
+
+
+def dequantise(params: Any) -> Any:
+  """The parameters as numbers, float32."""
+  return jax.tree.map(
+    lambda x: dequantised(x) if isinstance(x, QTensor) else x,
+    params,
+    is_leaf=lambda x: isinstance(x, QTensor),
+  )
+
+
+def dequantised(x: QTensor) -> jax.Array:
+  """What one tensor of codes stands for."""
+  found = grids.Scales(x.scale, x.zero)
+  w_KN = grids.decode(x.codes, found, x.grid)
+  return from_matrix(w_KN, x.shape, x.is_table)
+
+
+def matrix(path: str, x: jax.Array) -> jax.Array:
+  """A parameter as [k, n]; see the module."""
+  if _is_table(path):
+    return x.T
+  if path.endswith('/mixer/out/kernel') and x.ndim == 3:
+    return x.reshape(-1, x.shape[-1])
+  return x.reshape(x.shape[0], -1)
+
+
+def from_matrix(
+  w_KN: jax.Array, shape: tuple[int, ...], is_table: bool
+) -> jax.Array:
+  """The parameter of a matrix; the inverse of `matrix`."""
+  return w_KN.T if is_table else w_KN.reshape(shape)
+
+
+def _quantised(path, x, grid):
+  codes, scale, zero = _encoded(matrix(path, jnp.asarray(x)), grid)
+  return QTensor(codes, scale, zero, grid, tuple(x.shape), _is_table(path))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _encoded(w_KN, grid):
+  found = grids.scales(w_KN, grid)
+  codes_KN = grids.encode(w_KN, found, grid)
+  dtype = jnp.int8 if grid.symmetric else jnp.uint8
+  return codes_KN.astype(dtype), found.scale, found.zero
+
+
+def _is_table(path):
+  return path.rpartition('/')[2] in _TABLES
+
+
+def _flat(params):
+  return flax.traverse_util.flatten_dict(params, sep='/')

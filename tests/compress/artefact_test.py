@@ -1,0 +1,128 @@
+"""A compressed model as files: bytes, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from effformer import pretrained
+from effformer.compress import artefact, tensors
+from effformer.compress.artefact import Compressed
+from effformer.compress.grid import Grid
+from effformer.errors import CheckpointError
+from tests.pretrained.golden_test import folder_of, golden, outputs
+
+GRIDS = (Grid(8), Grid(3, 'tile', 5), Grid(4, 'tensor', symmetric=False))
+
+
+def compressed(path, grid, layers=None):
+  model = pretrained.load(folder_of('bert-classifier', path))
+  if layers:
+    model = pretrained.swap(
+      model, 'local', layers, settings={'window': 2}
+    ).model
+  plan = tensors.uniform_plan(model.params, grid)
+  return Compressed(
+    model.config,
+    model.kind,
+    model.vocabulary_size,
+    model.num_classes,
+    model.is_causal,
+    tensors.quantise(model.params, plan),
+    artefact.digest(model.params),
+    ({'quantise': 'all', 'bits': grid.bits},),
+  )
+
+
+def logits(model):
+  arrays = golden('bert-classifier')[2]
+  return outputs(model._replace(params=model.numbers), arrays)
+
+
+@pytest.mark.parametrize('grid', GRIDS, ids=str)
+def test_reading_gives_the_same_bits(grid, tmp_path):
+  model = compressed(tmp_path / 'bert', grid, layers=(1,))
+  size = artefact.save(model, tmp_path / 'small')
+  again = artefact.load(tmp_path / 'small')
+  jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+  assert jax.tree.structure(again.params) == jax.tree.structure(model.params)
+  assert again.config.to_dict() == model.config.to_dict()
+  assert again._replace(params=0, config=0) == model._replace(
+    params=0, config=0
+  )
+  np.testing.assert_array_equal(logits(again), logits(model))
+  stored = sum(x.stat().st_size for x in (tmp_path / 'small').iterdir())
+  assert size == stored
+
+
+def test_fewer_bits_are_fewer_bytes(tmp_path):
+  sizes = []
+  for bits in (8, 4, 2):
+    model = compressed(tmp_path / 'bert', Grid(bits))
+    artefact.save(model, tmp_path / str(bits))
+    sizes.append((tmp_path / str(bits) / artefact.WEIGHTS).stat().st_size)
+  packed = [
+    sum(
+      x.packed_bytes
+      for x in jax.tree.leaves(
+        compressed(tmp_path / 'bert', Grid(bits)).params,
+        is_leaf=lambda x: isinstance(x, tensors.QTensor),
+      )
+      if isinstance(x, tensors.QTensor)
+    )
+    for bits in (8, 4, 2)
+  ]
+  # All else is the same.
+  assert abs((sizes[0] - sizes[1]) - (packed[0] - packed[1])) < 64
+  assert abs((sizes[1] - sizes[2]) - (packed[1] - packed[2])) < 64
+
+
+def test_the_digest_is_of_names_shapes_and_bytes():
+  params = {'a': {'b': np.ones((2, 3), 'f4')}, 'c': np.zeros(2, 'f4')}
+  same = {'c': np.zeros(2, 'f4'), 'a': {'b': np.ones((2, 3), 'f4')}}
+  assert artefact.digest(params) == artefact.digest(same)
+  others = (
+    {**params, 'd': params['c']},
+    {**params, 'c': np.ones(2, 'f4')},
+    {**params, 'a': {'b': np.ones((3, 2), 'f4')}},
+    {**params, 'c': np.zeros(2, 'f8')},
+  )
+  assert artefact.digest(params) not in {artefact.digest(x) for x in others}
+
+
+def refusal(folder):
+  with pytest.raises(CheckpointError) as caught:
+    artefact.load(folder)
+  assert len(str(caught.value).splitlines()) <= 5
+  return str(caught.value)
+
+
+def test_what_cannot_be_read(tmp_path):
+  folder = tmp_path / 'small'
+  assert 'no compressed model' in refusal(folder)
+  artefact.save(compressed(tmp_path / 'bert', Grid(8)), folder)
+  weights, manifest = folder / artefact.WEIGHTS, folder / artefact.MANIFEST
+  content, text = weights.read_bytes(), manifest.read_text()
+  weights.write_bytes(content[:-1])
+  assert 'cut off or damaged' in refusal(folder)
+  weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+  assert 'not the file that manifest.json names' in refusal(folder)
+  weights.write_bytes(content)
+  facts = json.loads(text)
+  path = next(iter(facts['tensors']))
+  for wrong, words in (
+    ({'format': 'other'}, "format='other'"),
+    ({'tensors': {**facts['tensors'], 'more/kernel': facts['tensors'][path]}},
+     'more/kernel'),
+    ({'tensors': {path: {**facts['tensors'][path], 'bits': 9}}}, 'bits'),
+    ({'tensors': {path: {**facts['tensors'][path], 'bits': 4}}}, 'codes of 4'),
+    ({'tensors': {path: {**facts['tensors'][path], 'group': 'tensor'}}},
+     'scales'),
+    ({'config': {}}, 'mixer'),
+  ):  # fmt: skip
+    manifest.write_text(json.dumps({**facts, **wrong}))
+    assert words in refusal(folder)
+  facts.pop('kind')
+  manifest.write_text(json.dumps(facts))
+  assert 'lacks kind' in refusal(folder)
