@@ -56,6 +56,7 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
       f'task={config.task!r}',
       f'use {FLAG}model.zero_is_padding=false',
     )
+  _check_token_head(config, schema)
   _check_patches(config, schema)
   _check_pairs(config, schema)
   _check_causal(config, schema)
@@ -83,15 +84,27 @@ def _check_reversible(model: ml_collections.ConfigDict) -> None:
       )
 
 
+def _check_token_head(config: ml_collections.ConfigDict, schema: ModuleType):
+  """Only what guesses tokens has a head for them; tied, an embedding."""
+  head, front_end = config.model.token_head, config.model.front_end
+  if head == 'dense':
+    return
+  reason = ''
+  if config.task not in schema.CAUSAL_TASKS and not config.pretrain.num_steps:
+    tasks = ', '.join(schema.CAUSAL_TASKS)
+    reason = f'is of models that guess tokens: task {tasks}, or pretrain'
+  elif front_end != 'embedding':
+    reason = f'is tied to an embedding, and model.front_end={front_end!r}'
+  if reason:
+    refuse(
+      f'model.token_head={head!r} {reason}',
+      f'use {FLAG}model.token_head=dense',
+    )
+
+
 def _check_patches(config: ml_collections.ConfigDict, schema: ModuleType):
   """Patches are of square images, and nothing guesses single pixels of them."""
   model = config.model
-  if model.token_head != 'dense' and model.front_end != 'embedding':
-    refuse(
-      f'model.token_head={model.token_head!r} is tied to an embedding, and '
-      f'model.front_end={model.front_end!r} has none',
-      f'use {FLAG}model.token_head=dense',
-    )
   if model.front_end != 'patches':
     for key in ('patch_size', 'channels'):
       if model[key] != 1:

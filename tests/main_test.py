@@ -89,9 +89,14 @@ def test_what_was_compiled_once_is_not_compiled_again(tmp_path):
         *(
           '--config.model.front_end=continuous',
           '--config.model.token_head=tied',
+          '--config.pretrain.num_steps=3',
         ),
       ],
-      'token_head=dense',
+      'is tied to an embedding',
+    ),
+    (
+      [CONFIG, '--config.model.token_head=tied'],
+      'models that guess tokens: task language',
     ),
     ([*PATCHES, '--config.model.patch_size=5'], 'multiple of model.patch_size'),
     ([*PATCHES, '--config.model.channels=3'], 'no square image'),
