@@ -115,6 +115,39 @@ class Trunk(nn.Module):
       has_front: whether the front vector comes first; None for `pooling`.
       types_BT: types of the tokens, None for 0 everywhere.
     """
+    x_BTD, tokens, lengths_B = self._embedded(
+      ids_BT, lengths_B, step, hidden_BT, stream, has_front, types_BT
+    )
+    x_BTD = nn.Dropout(self.dropout)(x_BTD, deterministic=deterministic)
+    blocks = self._encoder()
+    if stream is None:
+      y_BTD = blocks(x_BTD, tokens=tokens, deterministic=deterministic)
+    else:
+      y_BTD, state = blocks.extend(x_BTD, stream.layers, tokens=tokens)
+      stream = Stream(state, stream.count_B + lengths_B)
+    return y_BTD, tokens, stream
+
+  @nn.compact
+  def embedded(
+    self,
+    ids_BT: jax.Array,
+    lengths_B: jax.Array,
+    types_BT: jax.Array | None = None,
+  ) -> tuple[jax.Array, shapes.Tokens]:
+    """What enters the first block, and which tokens are real."""
+    return self._embedded(ids_BT, lengths_B, types_BT=types_BT)[:2]
+
+  @nn.nowrap
+  def _embedded(
+    self,
+    ids_BT,
+    lengths_B,
+    step=None,
+    hidden_BT=None,
+    stream=None,
+    has_front=None,
+    types_BT=None,
+  ):
     if ids_BT.shape[1] > self.max_length:
       raise ValueError(
         f'rows of {ids_BT.shape[1]} tokens, but max_length={self.max_length}'
@@ -149,14 +182,7 @@ class Trunk(nn.Module):
     if self.embedding_norm:
       norm = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='norm_in')
       x_BTD = norm(x_BTD)
-    x_BTD = nn.Dropout(self.dropout)(x_BTD, deterministic=deterministic)
-    blocks = self._encoder()
-    if stream is None:
-      y_BTD = blocks(x_BTD, tokens=tokens, deterministic=deterministic)
-    else:
-      y_BTD, state = blocks.extend(x_BTD, stream.layers, tokens=tokens)
-      stream = Stream(state, stream.count_B + lengths_B)
-    return y_BTD, tokens, stream
+    return x_BTD, tokens, lengths_B
 
   @nn.nowrap
   def _encoder(self):

@@ -1,0 +1,102 @@
+"""Rounding that makes up for its errors.
+
+GPTQ (Frantar et al. 2022, 2210.17323).
+
+Of a layer y = x W the error of the outputs on calibration inputs X is made
+small, not that of the weights. With H = X^T X + damp * mean(diag) I, and U the
+upper Cholesky factor of its inverse, H^-1 = U^T U, the rows of W (inputs) are
+rounded one after the other, and the rows that are still to come take over the
+error:
+
+    e = (w_i - round(w_i)) / U_ii
+    w_j <- w_j - U_ij e          for j > i
+
+Tiles get their scales when they are reached, from what their rows are then.
+An input that is always 0 has no error to make up for.
+
+Time k^2 n for each matrix, memory k^2 + k n.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from effformer.compress import grid as grids
+from effformer.compress.grid import Grid, Scales
+from effformer.shapes import Array
+
+DAMP = 0.01
+
+
+@functools.partial(jax.jit, static_argnames=('grid', 'damp'))
+def gptq(
+  w_KN: Array, gram_KK: Array, grid: Grid, *, damp: float = DAMP
+) -> tuple[Array, Scales]:
+  """Codes and scales of a matrix.
+
+  Args:
+    w_KN: float32.
+    gram_KK: X^T X of its inputs, sums or means over calibration tokens.
+    grid: to round to.
+    damp: share of the mean of the diagonal that is added to it.
+
+  Returns:
+    As `grids.encode` and `grids.scales`.
+  """
+  k, n = w_KN.shape
+  upper_KK = _upper(gram_KK, damp)
+  if grid.group != 'tile':
+    found = grids.scales(w_KN, grid)
+    wide = Scales(*(jnp.broadcast_to(x, (1, n)) for x in found))
+    codes_KN, _ = _rows(w_KN, upper_KK, 0, k, wide, grid)
+    return codes_KN, found
+  # Rows that fill up the last tile are 0 and touch no other.
+  rest = -k % grid.tile
+  w_KN = jnp.pad(w_KN, ((0, rest), (0, 0)))
+  upper_KK = jnp.pad(upper_KK, ((0, rest), (0, rest)))
+  upper_KK += jnp.diag(jnp.pad(jnp.zeros(k), (0, rest), constant_values=1.0))
+  own = _of_one_tile(grid)
+
+  def tile(w_KN, start):
+    own_TN = jax.lax.dynamic_slice_in_dim(w_KN, start, grid.tile)
+    found = grids.scales(own_TN, own)
+    codes_TN, w_KN = _rows(w_KN, upper_KK, start, grid.tile, found, grid)
+    return w_KN, (codes_TN, found)
+
+  starts = jnp.arange(0, k + rest, grid.tile)
+  _, (codes_GTN, found) = jax.lax.scan(tile, w_KN, starts)
+  codes_KN = codes_GTN.reshape(-1, n)[:k]
+  return codes_KN, Scales(*(x.reshape(-1, n) for x in found))
+
+
+def _of_one_tile(grid: Grid) -> Grid:
+  return Grid(grid.bits, symmetric=grid.symmetric, clip_search=grid.clip_search)
+
+
+def _upper(gram_KK, damp):
+  diagonal_K = jnp.diagonal(gram_KK)
+  mean = jnp.mean(diagonal_K)
+  # Of inputs that are never seen; any positive number will do.
+  unseen_K = jnp.where(diagonal_K > 0, 0.0, jnp.where(mean > 0, mean, 1.0))
+  hessian_KK = gram_KK + jnp.diag(damp * mean + unseen_K)
+  factor = jax.scipy.linalg.cho_factor(hessian_KK, lower=True)
+  inverse_KK = jax.scipy.linalg.cho_solve(factor, jnp.eye(len(diagonal_K)))
+  return jnp.linalg.cholesky((inverse_KK + inverse_KK.T) / 2).T
+
+
+def _rows(w_KN, upper_KK, start, count, found, grid):
+  """Rounds so many rows from `start` on; their codes, and all rows after it."""
+  number_K = jnp.arange(w_KN.shape[0])
+
+  def row(w_KN, i):
+    w_N, u_K = w_KN[i], upper_KK[i]
+    steps_N = jnp.round(w_N / found.scale[0]) + found.zero[0]
+    codes_N = jnp.clip(steps_N, grid.low, grid.high)
+    rounded_N = (codes_N - found.zero[0]) * found.scale[0]
+    error_N = (w_N - rounded_N) / u_K[i]
+    later_K = jnp.where(number_K > i, u_K, 0.0)
+    return w_KN - later_K[:, None] * error_N[None], codes_N.astype(jnp.int32)
+
+  w_KN, codes_TN = jax.lax.scan(row, w_KN, start + jnp.arange(count))
+  return codes_TN, w_KN

@@ -1,0 +1,93 @@
+"""What enters dense layers: against a model that is taken apart by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from effformer import pretrained
+from effformer.compress import calibrate, tensors
+from tests.pretrained.golden_test import folder_of, golden
+
+
+@pytest.fixture
+def bert(tmp_path):
+  return pretrained.load(folder_of('bert-embedder', tmp_path))
+
+
+def batch():
+  arrays = golden('bert-embedder')[2]
+  return arrays['ids'], arrays['lengths'], arrays['types']
+
+
+def test_every_kernel_of_the_encoder_has_its_inputs(bert):
+  found = calibrate.collect(bert.module, bert.params, [batch()])
+  kernels = {
+    path: x
+    for path, x in tensors._flat(bert.params).items()
+    if path.startswith('encoder/') and path.endswith('kernel')
+  }
+  assert set(found) == set(kernels)
+  for path, moments in found.items():
+    k = tensors.matrix(path, kernels[path]).shape[0]
+    assert moments.gram_KK.shape == (k, k)
+    assert moments.count == batch()[1].sum()
+
+
+def test_the_inputs_are_those_of_the_model(bert):
+  """Of the first layer from the embedding, of the last ones by its output."""
+  found = calibrate.collect(bert.module, bert.params, [batch()])
+  module, params = bert.module, {'params': bert.params}
+  ids_BT, lengths_B, types_BT = batch()
+  x_BTD, tokens = module.apply(params, *batch(), method='embedded')
+  keep_BT = np.asarray(tokens.keep_BT)
+  x_LD = np.asarray(x_BTD)[keep_BT]
+  query = found['encoder/layer_0/mixer/query/kernel']
+  np.testing.assert_allclose(query.gram_KK, x_LD.T @ x_LD, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(query.largest_K, np.abs(x_LD).max(0), rtol=1e-5)
+  np.testing.assert_allclose(query.absolute_K, np.abs(x_LD).sum(0), rtol=1e-5)
+  # h = f(x W + b) enters the second kernel of the feed-forward part, and its
+  # output is what is left of the block.
+  mlp = bert.params['encoder']['layer_1']['mlp']
+  first = found['encoder/layer_1/mlp/in/kernel']
+  second = found['encoder/layer_1/mlp/out/kernel']
+  assert first.gram_KK.shape == (12, 12)
+  assert second.gram_KK.shape == (mlp['in']['kernel'].shape[1],) * 2
+  hidden = dataclasses.replace(module, layers=module.layers[:1])
+  y_BTD = np.asarray(
+    hidden.apply(params, ids_BT, lengths_B, types_BT=types_BT, method='vectors')
+  )
+  y_LD = y_BTD[keep_BT]
+  key = found['encoder/layer_1/mixer/key/kernel']
+  np.testing.assert_allclose(key.gram_KK, y_LD.T @ y_LD, rtol=1e-4, atol=1e-3)
+
+
+def test_batches_add_up_and_padding_does_not_count(bert):
+  ids_BT, lengths_B, types_BT = batch()
+  whole = calibrate.collect(bert.module, bert.params, [batch()])
+  rows = [
+    (ids_BT[r : r + 1], lengths_B[r : r + 1], types_BT[r : r + 1])
+    for r in range(len(ids_BT))
+  ]
+  apart = calibrate.collect(bert.module, bert.params, rows)
+  other = np.where(np.arange(ids_BT.shape[1]) < lengths_B[:, None], ids_BT, 9)
+  padded = calibrate.collect(
+    bert.module, bert.params, [(other, lengths_B, types_BT)]
+  )
+  for found in (apart, padded):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
+      found,
+      whole,
+    )
+
+
+def test_what_cannot_be_calibrated(bert):
+  with pytest.raises(ValueError, match='at least one batch'):
+    calibrate.collect(bert.module, bert.params, [])
+  module = dataclasses.replace(bert.module, extra_tokens=2)
+  with pytest.raises(ValueError, match='extra_tokens=2'):
+    calibrate.collect(module, bert.params, [batch()])
+  assert jnp.isfinite(bert.params['positions']).all()
