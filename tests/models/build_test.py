@@ -237,7 +237,7 @@ def mixer_by_hand(config):
   if mixer.name == 'longformer':
     return (4 + 3 * (mixer.global_tokens > 0)) * square
   if mixer.name == 'sinkhorn':
-    return 4 * square + qkv_width * -(-length // 64)
+    return 4 * square + qkv_width * -(-length // (mixer.block or 64))
   if mixer.name == 'nystromformer':
     return 4 * square + heads * mixer.conv_width
   if mixer.name == 'fnet':
