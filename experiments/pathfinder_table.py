@@ -7,12 +7,11 @@ Reads experiments/results/pathfinder.csv, which
 `python -m experiments.pathfinder_evidence` makes.
 """
 
-import argparse
 import pathlib
 import sys
 
 from effformer.data.pathfinder_settings import DIFFICULTIES
-from experiments import table
+from experiments import page, table
 from experiments.pathfinder_evidence import CONVOLUTION, EPOCHS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -99,15 +98,5 @@ def rendered() -> str:
   return '\n'.join(lines) + '\n'
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--check', action='store_true')
-  options = parser.parse_args()
-  if options.check:
-    return int(not TARGET.exists() or TARGET.read_text() != rendered())
-  TARGET.write_text(rendered())
-  return 0
-
-
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(page.main(__doc__, TARGET, rendered()))

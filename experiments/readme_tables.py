@@ -7,7 +7,6 @@ The catalogue comes from the mechanisms themselves (docstring, capabilities,
 parameters of one layer), results from the CSV files in experiments/results.
 """
 
-import argparse
 import dataclasses
 import inspect
 import pathlib
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 
 from effformer import attention, shapes
 from effformer.report import published
-from experiments import table
+from experiments import page, table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / 'README.md'
@@ -231,12 +230,11 @@ def _longer(rows: list[dict[str, str]]) -> list[str]:
       for word in row['command'].split()
       if not word.startswith('--workdir')
     )
+    short = f'{float(same["test_accuracy"]):.1f}' if same else ''
     lines.append(
       f'| {row["task"]} | {_name(row)} | {float(row["test_accuracy"]):.1f} | '
       f'{float(row["floor"]):.1f} ({row["floor_name"].replace("_", " ")}) | '
-      f'{float(same["test_accuracy"]):.1f}'
-      * bool(same)
-      + f' | {_budget(row)} | {float(row["train_seconds"]) / 60:.0f} | '
+      f'{short} | {_budget(row)} | {float(row["train_seconds"]) / 60:.0f} | '
       f'`{command}` |'
     )
   return [*lines, '']
@@ -364,17 +362,5 @@ def rendered(text: str) -> str:
   return text
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--check', action='store_true')
-  options = parser.parse_args()
-  before = README.read_text()
-  after = rendered(before)
-  if options.check:
-    return int(before != after)
-  README.write_text(after)
-  return 0
-
-
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(page.main(__doc__, README, rendered(README.read_text())))

@@ -7,11 +7,10 @@ Reads experiments/results/attention_cpu.csv and attention_peers.csv, which
 `python -m experiments.bench_attention` makes.
 """
 
-import argparse
 import pathlib
 import sys
 
-from experiments import table
+from experiments import page, table
 from experiments.bench_attention import WIDTH
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -309,15 +308,5 @@ def rendered() -> str:
   return '\n'.join(lines).rstrip() + '\n'
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--check', action='store_true')
-  options = parser.parse_args()
-  if options.check:
-    return int(not TARGET.exists() or TARGET.read_text() != rendered())
-  TARGET.write_text(rendered())
-  return 0
-
-
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(page.main(__doc__, TARGET, rendered()))

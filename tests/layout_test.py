@@ -14,6 +14,7 @@ LEVELS = {
   'errors': 0,
   'shapes': 0,
   'cost': 0,
+  'durable': 1,
   'config_words': 1,
   'config_check': 2,
   'config_tracked': 3,

@@ -9,7 +9,6 @@ Reading gives the same codes and scales, bit for bit, and so the same outputs.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,12 +23,14 @@ import safetensors.numpy
 
 import effformer
 from effformer import config as config_lib
-from effformer.compress import packing
+from effformer.compress import packing, tensors
 from effformer.compress.grid import Grid, num_groups
-from effformer.compress.tensors import QTensor, dequantise
+from effformer.compress.tensors import QTensor
 from effformer.errors import CheckpointError
 from effformer.models import build
 from effformer.pretrained import files
+from effformer.pretrained.model import Pretrained
+from effformer.train import state
 
 WEIGHTS, MANIFEST = 'weights.safetensors', 'manifest.json'
 FORMAT = 'effformer compressed model 1'
@@ -73,18 +74,29 @@ class Compressed(NamedTuple):
   @property
   def numbers(self) -> Any:
     """The parameters as float32."""
-    return dequantise(self.params)
+    return tensors.dequantise(self.params)
 
 
-def digest(params: Any) -> str:
-  """SHA-256 of parameters: names, types, shapes and bytes, by name."""
-  found = hashlib.sha256()
-  flat = flax.traverse_util.flatten_dict(params, sep='/')
-  for path in sorted(flat):
-    x = np.ascontiguousarray(flat[path])
-    found.update(f'{path} {x.dtype} {x.shape}\n'.encode())
-    found.update(x.tobytes())
-  return found.hexdigest()
+def make(
+  parent: Pretrained, params: Any, steps: Sequence[Mapping[str, Any]] = ()
+) -> Compressed:
+  """A compressed model of the same shape as its parent.
+
+  Args:
+    parent: what it was made of.
+    params: its parameters, some of them as `QTensor`.
+    steps: see `Compressed`.
+  """
+  return Compressed(
+    parent.config,
+    parent.kind,
+    parent.vocabulary_size,
+    parent.num_classes,
+    parent.is_causal,
+    params,
+    state.digest(parent.params),
+    tuple(steps),
+  )
 
 
 def save(model: Compressed, folder: str | pathlib.Path) -> int:
@@ -93,8 +105,7 @@ def save(model: Compressed, folder: str | pathlib.Path) -> int:
   Raises:
     CheckpointError: it cannot be written; nothing is half-written.
   """
-  folder = pathlib.Path(folder)
-  arrays, tensors = _packed(model.params)
+  arrays, packed = _packed(model.params)
   weights = safetensors.numpy.save(arrays)
   manifest = {
     'format': FORMAT,
@@ -103,7 +114,7 @@ def save(model: Compressed, folder: str | pathlib.Path) -> int:
     'vocabulary_size': model.vocabulary_size,
     'num_classes': model.num_classes,
     'causal': model.causal,
-    'tensors': tensors,
+    'tensors': packed,
     'weights_sha256': hashlib.sha256(weights).hexdigest(),
     'parent_sha256': model.parent_sha256,
     'steps': list(model.steps),
@@ -113,18 +124,8 @@ def save(model: Compressed, folder: str | pathlib.Path) -> int:
     },
   }
   text = (json.dumps(manifest, indent=1, sort_keys=True) + '\n').encode()
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    # The manifest last: without it, or with another one, nothing is read.
-    for name, data in ((WEIGHTS, weights), (MANIFEST, text)):
-      aside = folder / f'.{name}.part'
-      aside.write_bytes(data)
-      os.replace(aside, folder / name)
-  except OSError as error:
-    raise CheckpointError(
-      f'cannot write the model to {folder}: {error}\n'
-      'Free space or choose another folder; nothing is half-written.'
-    ) from None
+  # The manifest last: without it, or with another one, nothing is read.
+  files.write(pathlib.Path(folder), {WEIGHTS: weights, MANIFEST: text})
   return len(weights) + len(text)
 
 
@@ -173,7 +174,7 @@ def load(folder: str | pathlib.Path) -> Compressed:
 
 
 def _packed(params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  arrays, tensors = {}, {}
+  arrays, packed = {}, {}
   flat = flax.traverse_util.flatten_dict(params, sep='/')
   for path, x in flat.items():
     if not isinstance(x, QTensor):
@@ -184,36 +185,24 @@ def _packed(params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays[f'{path}{_PART}scale'] = np.asarray(x.scale, np.float32)
     if not x.grid.symmetric:
       arrays[f'{path}{_PART}zero'] = np.asarray(x.zero).astype(np.uint8)
-    tensors[path] = {
-      **dataclasses.asdict(x.grid),
-      'shape': list(x.shape),
-      'is_table': x.is_table,
-    }
-  return arrays, tensors
+    packed[path] = {**dataclasses.asdict(x.grid), 'shape': list(x.shape)}
+  return arrays, packed
 
 
-def _unpacked(arrays: dict[str, np.ndarray], tensors: Mapping[str, Any]):
+def _unpacked(arrays: dict[str, np.ndarray], packed: Mapping[str, Any]):
   flat = {path: x for path, x in arrays.items() if _PART not in path}
-  for path, facts in tensors.items():
+  for path, facts in packed.items():
     facts = dict(facts)
-    shape, is_table = tuple(facts.pop('shape')), facts.pop('is_table')
-    flat[path] = _unpacked_tensor(arrays, path, Grid(**facts), shape, is_table)
+    shape = tuple(facts.pop('shape'))
+    flat[path] = _unpacked_tensor(arrays, path, Grid(**facts), shape)
   return flax.traverse_util.unflatten_dict(flat, sep='/')
 
 
 def _unpacked_tensor(
-  arrays, path: str, grid: Grid, shape: Sequence[int], is_table: bool
+  arrays, path: str, grid: Grid, shape: tuple[int, ...]
 ) -> QTensor:
-  size = int(np.prod(shape))
   scale = arrays[f'{path}{_PART}scale']
-  # The number of outputs, from which that of inputs follows.
-  if is_table:
-    outputs = shape[0]
-  elif path.endswith('/mixer/out/kernel') and len(shape) == 3:
-    outputs = shape[-1]
-  else:
-    outputs = size // shape[0]
-  matrix = size // outputs, outputs
+  matrix = tensors.matrix_shape(path, shape)
   if scale.shape != num_groups(matrix, grid):
     raise ValueError(
       f'{path}: scales {scale.shape}, not {num_groups(matrix, grid)}'
@@ -225,12 +214,12 @@ def _unpacked_tensor(
   if not grid.symmetric:
     zero = arrays[f'{path}{_PART}zero'].astype(np.float32)
   return QTensor(
-    jnp.asarray(codes, jnp.int8 if grid.symmetric else jnp.uint8),
+    jnp.asarray(codes, tensors.code_type(grid)),
     jnp.asarray(scale),
     jnp.asarray(zero),
     grid,
     shape,
-    is_table,
+    tensors.is_table(path),
   )
 
 

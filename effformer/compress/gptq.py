@@ -17,6 +17,7 @@ An input that is always 0 has no error to make up for.
 Time k^2 n for each matrix, memory k^2 + k n.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -46,32 +47,34 @@ def gptq(
   """
   k, n = w_KN.shape
   upper_KK = _upper(gram_KK, damp)
-  if grid.group != 'tile':
-    found = grids.scales(w_KN, grid)
-    wide = Scales(*(jnp.broadcast_to(x, (1, n)) for x in found))
-    codes_KN, _ = _rows(w_KN, upper_KK, 0, k, wide, grid)
-    return codes_KN, found
+  length = grid.tile or k
   # Rows that fill up the last tile are 0 and touch no other.
-  rest = -k % grid.tile
+  rest = -k % length
   w_KN = jnp.pad(w_KN, ((0, rest), (0, 0)))
   upper_KK = jnp.pad(upper_KK, ((0, rest), (0, rest)))
   upper_KK += jnp.diag(jnp.pad(jnp.zeros(k), (0, rest), constant_values=1.0))
-  own = _of_one_tile(grid)
+  # A tile is rounded as a matrix of its own, row by row.
+  group = 'tensor' if grid.group == 'tensor' else 'channel'
+  own = dataclasses.replace(grid, group=group, tile=0)
+  number_K = jnp.arange(k + rest)
 
   def tile(w_KN, start):
-    own_TN = jax.lax.dynamic_slice_in_dim(w_KN, start, grid.tile)
-    found = grids.scales(own_TN, own)
-    codes_TN, w_KN = _rows(w_KN, upper_KK, start, grid.tile, found, grid)
+    found = grids.scales(jax.lax.dynamic_slice_in_dim(w_KN, start, length), own)
+
+    def row(w_KN, i):
+      w_1N, u_K = w_KN[i][None], upper_KK[i]
+      codes_1N = grids.encode(w_1N, found, own)
+      error_1N = (w_1N - grids.decode(codes_1N, found, own)) / u_K[i]
+      later_K = jnp.where(number_K > i, u_K, 0.0)
+      return w_KN - later_K[:, None] * error_1N, codes_1N[0]
+
+    w_KN, codes_TN = jax.lax.scan(row, w_KN, start + jnp.arange(length))
     return w_KN, (codes_TN, found)
 
-  starts = jnp.arange(0, k + rest, grid.tile)
+  starts = jnp.arange(0, k + rest, length)
   _, (codes_GTN, found) = jax.lax.scan(tile, w_KN, starts)
   codes_KN = codes_GTN.reshape(-1, n)[:k]
-  return codes_KN, Scales(*(x.reshape(-1, n) for x in found))
-
-
-def _of_one_tile(grid: Grid) -> Grid:
-  return Grid(grid.bits, symmetric=grid.symmetric, clip_search=grid.clip_search)
+  return codes_KN, Scales(*(x[:, 0] for x in found))
 
 
 def _upper(gram_KK, damp):
@@ -83,20 +86,3 @@ def _upper(gram_KK, damp):
   factor = jax.scipy.linalg.cho_factor(hessian_KK, lower=True)
   inverse_KK = jax.scipy.linalg.cho_solve(factor, jnp.eye(len(diagonal_K)))
   return jnp.linalg.cholesky((inverse_KK + inverse_KK.T) / 2).T
-
-
-def _rows(w_KN, upper_KK, start, count, found, grid):
-  """Rounds so many rows from `start` on; their codes, and all rows after it."""
-  number_K = jnp.arange(w_KN.shape[0])
-
-  def row(w_KN, i):
-    w_N, u_K = w_KN[i], upper_KK[i]
-    steps_N = jnp.round(w_N / found.scale[0]) + found.zero[0]
-    codes_N = jnp.clip(steps_N, grid.low, grid.high)
-    rounded_N = (codes_N - found.zero[0]) * found.scale[0]
-    error_N = (w_N - rounded_N) / u_K[i]
-    later_K = jnp.where(number_K > i, u_K, 0.0)
-    return w_KN - later_K[:, None] * error_N[None], codes_N.astype(jnp.int32)
-
-  w_KN, codes_TN = jax.lax.scan(row, w_KN, start + jnp.arange(count))
-  return codes_TN, w_KN

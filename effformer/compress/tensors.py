@@ -8,6 +8,7 @@ Vectors (biases, norms) stay as they are.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,16 @@ def is_rounded(path: str, x: Any) -> bool:
   return np.ndim(x) >= 2 and (name == 'kernel' or name in _TABLES)
 
 
+def is_table(path: str) -> bool:
+  """Whether a parameter is a table of vectors."""
+  return path.rpartition('/')[2] in _TABLES
+
+
+def code_type(grid: Grid) -> jnp.dtype:
+  """What codes in memory are."""
+  return jnp.dtype(jnp.int8 if grid.symmetric else jnp.uint8)
+
+
 def uniform_plan(
   params: Any, grid: Grid, *, tables: Grid | None = None
 ) -> dict[str, Grid]:
@@ -71,7 +82,7 @@ def uniform_plan(
     tables: of tables of vectors; None for `grid`.
   """
   return {
-    path: (tables or grid) if _is_table(path) else grid
+    path: (tables or grid) if is_table(path) else grid
     for path, x in _flat(params).items()
     if is_rounded(path, x)
   }
@@ -121,11 +132,18 @@ def dequantised(x: QTensor) -> jax.Array:
 
 def matrix(path: str, x: jax.Array) -> jax.Array:
   """A parameter as [k, n]; see the module."""
-  if _is_table(path):
-    return x.T
-  if path.endswith('/mixer/out/kernel') and x.ndim == 3:
-    return x.reshape(-1, x.shape[-1])
-  return x.reshape(x.shape[0], -1)
+  return x.T if is_table(path) else x.reshape(matrix_shape(path, x.shape))
+
+
+def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
+  """(k, n) of a parameter of this shape."""
+  if is_table(path):
+    return math.prod(shape[1:]), shape[0]
+  # Queries, keys and values have several axes of outputs, what joins the
+  # heads has several of inputs.
+  is_joining = path.endswith('/mixer/out/kernel')
+  k = math.prod(shape[:-1]) if is_joining else shape[0]
+  return k, math.prod(shape) // k
 
 
 def from_matrix(
@@ -137,19 +155,14 @@ def from_matrix(
 
 def _quantised(path, x, grid):
   codes, scale, zero = _encoded(matrix(path, jnp.asarray(x)), grid)
-  return QTensor(codes, scale, zero, grid, tuple(x.shape), _is_table(path))
+  return QTensor(codes, scale, zero, grid, tuple(x.shape), is_table(path))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _encoded(w_KN, grid):
   found = grids.scales(w_KN, grid)
   codes_KN = grids.encode(w_KN, found, grid)
-  dtype = jnp.int8 if grid.symmetric else jnp.uint8
-  return codes_KN.astype(dtype), found.scale, found.zero
-
-
-def _is_table(path):
-  return path.rpartition('/')[2] in _TABLES
+  return codes_KN.astype(code_type(grid)), found.scale, found.zero
 
 
 def _flat(params):

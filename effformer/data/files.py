@@ -273,7 +273,7 @@ def _shared_texts(splits: Mapping[str, list[Example]]) -> list[str]:
 
   train = {key(example) for example in splits['train']}
   notes = []
-  for split in splits.keys() - {'train'}:
+  for split in [name for name in SPLITS[1:] if name in splits]:
     count = sum(key(example) in train for example in splits[split])
     if count:
       what = 'pairs' if 'other' in splits[split][0] else 'texts'

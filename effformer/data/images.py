@@ -34,12 +34,13 @@ FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP')
 # 8 bits a channel.
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 
-# What NumPy and zipfile raise on files that are not what they claim; the last
-# two of packing that is unknown, and encrypted.
+# What NumPy and zipfile raise on files that are not what they claim.
 _DAMAGE = (
-  *(ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error),
-  *(NotImplementedError, RuntimeError),
-)
+  ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+# How NumPy packs arrays.
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 1
 
 
 def grey(rgb_NHW3: np.ndarray) -> np.ndarray:
@@ -125,6 +126,9 @@ def _arrays(path, split, side):
 
 def _header(archive, member) -> tuple[tuple[int, ...], np.dtype]:
   """Shape and type of a member, which is as large as they say."""
+  is_encrypted = member.flag_bits & _ENCRYPTED
+  if is_encrypted or member.compress_type not in _PACKINGS:
+    raise ValueError(f'{member.filename} is packed as NumPy packs nothing')
   with archive.open(member) as stream:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):

@@ -25,14 +25,13 @@ class SubwordTokenizer:
       DataError: it is missing or no tokenizer.json.
     """
     path = pathlib.Path(path)
-    try:
-      content = path.read_text('utf-8')
-      self._tokenizer = tokenizers.Tokenizer.from_str(content)
-    except FileNotFoundError:
+    if not path.is_file():
       raise DataError(
         f'no such file: {path}\nA model of texts comes with a tokenizer.json.'
-      ) from None
-    # The library raises Exception itself.
+      )
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    # The library raises no class below it, whatever is wrong with the file.
     except Exception as error:
       raise DataError(
         f'{path} cannot be read as a tokenizer.json: {error}\n'

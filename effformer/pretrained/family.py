@@ -7,9 +7,6 @@ from typing import Any, NamedTuple
 from effformer.errors import CheckpointError
 from effformer.pretrained.rules import Rule
 
-# What a model gives: vectors of tokens and texts, logits of classes, or logits
-# of tokens.
-KINDS = ('embedder', 'classifier', 'predictor')
 # Their names of f in the feed-forward part -> ours.
 _ACTIVATIONS = {
   'gelu': 'gelu_exact',
@@ -45,6 +42,8 @@ class Family(NamedTuple):
     heads: kind -> head; an embedder has none.
     spare: patterns of further tensors, which have no meaning here and are kept
       as they are.
+    is_causal: whether tokens see only themselves and earlier ones.
+    vocabulary_size: of the ids, where their config does not say.
   """
 
   prefix: str
@@ -52,6 +51,8 @@ class Family(NamedTuple):
   rules: Callable[[Config], Iterable[Rule]]
   heads: Mapping[str, Head]
   spare: tuple[str, ...]
+  is_causal: bool = False
+  vocabulary_size: int | None = None
 
   def is_spare(self, name: str) -> bool:
     """Whether a tensor may be left aside."""

@@ -5,8 +5,6 @@ header of names, types and sizes in front of plain numbers. Pickled weights
 (`pytorch_model.bin`) are refused.
 """
 
-import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
+from effformer import durable
 from effformer.errors import CheckpointError
 
 CONFIG = 'config.json'
@@ -53,24 +51,16 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """An object of a JSON file; CheckpointError says what is wrong with it."""
-  try:
-    size = path.stat().st_size
-    if size > _MAX_JSON_BYTES:
-      raise CheckpointError(
-        f'{path} has {size:,} bytes; no such file of a model has more than '
-        f'{_MAX_JSON_BYTES:,}.\nGet the file again.'
-      )
-    values = json.loads(path.read_text('utf-8'))
-  except FileNotFoundError:
+  if path.exists() and (size := path.stat().st_size) > _MAX_JSON_BYTES:
+    raise CheckpointError(
+      f'{path} has {size:,} bytes; no such file of a model has more than '
+      f'{_MAX_JSON_BYTES:,}.\nGet the file again.'
+    )
+  values = durable.read_json(path)
+  if values is None:
     raise CheckpointError(
       f'no such file: {path}\nGet the whole folder of the model again.'
-    ) from None
-  except (OSError, ValueError, RecursionError) as error:
-    raise CheckpointError(
-      f'{path} cannot be read as JSON: {error}\nGet the file again.'
-    ) from None
-  if not isinstance(values, dict):
-    raise CheckpointError(f'{path} holds no JSON object.\nGet the file again.')
+    )
   return values
 
 
@@ -126,33 +116,20 @@ def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
   return tensors
 
 
-def write(
-  folder: pathlib.Path,
-  tensors: Mapping[str, np.ndarray],
-  config: Mapping[str, Any],
-) -> None:
-  """Writes weights and config.json, each file whole or not at all.
+def write(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
+  """Writes files by name, in this order, each of them whole or not at all.
 
   Raises:
-    CheckpointError: it cannot be written.
+    CheckpointError: they cannot be written.
   """
-  # What PyTorch's loaders ask for.
-  metadata = {'format': 'pt'}
-  whole = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-  content = {
-    WEIGHTS: safetensors.numpy.save(whole, metadata),
-    CONFIG: (json.dumps(config, indent=2, sort_keys=True) + '\n').encode(),
-  }
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in content.items():
-      aside = folder / f'.{name}.part'
-      aside.write_bytes(data)
-      os.replace(aside, folder / name)
+    for name, data in contents.items():
+      durable.put(folder / name, data)
   except OSError as error:
     raise CheckpointError(
-      f'cannot write the model to {folder}: {error}\n'
-      'Free space or choose another folder; nothing is half-written.'
+      f'cannot write the model to {folder}: {durable.reason(error)}\n'
+      'Free space or choose another folder; no file is half-written.'
     ) from None
 
 

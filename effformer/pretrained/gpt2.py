@@ -80,4 +80,5 @@ GPT2 = Family(
     r'(transformer\.)?h\.\d+\.attn\.(masked_)?bias',
     r'lm_head\.weight',
   ),
+  is_causal=True,
 )

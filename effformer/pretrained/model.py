@@ -1,7 +1,7 @@
 """Pretrained models in and out: a folder <-> config and parameters."""
 
+import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import safetensors.numpy
 
 from effformer import config as config_lib
 from effformer.errors import CheckpointError, ConfigError
@@ -65,20 +66,32 @@ class Pretrained(NamedTuple):
   has_prefix: bool
 
   @property
+  def family(self) -> Family:
+    """What models of its type have in common."""
+    return FAMILIES[self.source['model_type']]
+
+  @property
   def is_causal(self) -> bool:
     """Whether tokens see only themselves and earlier ones."""
-    return _is_causal(self.source)
+    return self.family.is_causal
 
   @property
   def module(self) -> nn.Module:
     """The network that takes `params`."""
-    return _module(
-      self.config,
+    return build.of_kind(
       self.kind,
+      self.config,
       self.vocabulary_size,
       self.num_classes,
-      self.source,
+      causal=self.is_causal,
     )
+
+  def initial(self, key: jax.Array) -> dict[str, Any]:
+    """Parameters as they are first made, to be traced."""
+    # As many ids as there can be: an image has no other number.
+    length = self.config.data.max_length
+    ids_BT, lengths_B = jnp.zeros((1, length), jnp.int32), jnp.array([length])
+    return self.module.init(key, ids_BT, lengths_B)['params']
 
 
 def load(folder: str | pathlib.Path, kind: str = '') -> Pretrained:
@@ -96,34 +109,43 @@ def load(folder: str | pathlib.Path, kind: str = '') -> Pretrained:
   """
   folder = pathlib.Path(folder)
   source = files.read_config(folder)
-  family = family_of(source, folder)
+  family = _family(source, folder)
   kind = _checked_kind(kind or _kind_of(source, folder), family, source, folder)
-  facts = facts_of(family, source, kind)
-  config = config_lib.neutral(facts)
-  vocabulary_size = _vocabulary_size(source)
-  classes = num_classes(source) if kind == 'classifier' else 0
   tensors = {
     _new_name(name): x for name, x in files.read_tensors(folder).items()
   }
-  module = _module(config, kind, vocabulary_size, classes, source)
-  rules, has_prefix = _rules(family, source, kind, tensors)
-  params = _read(rules, tensors, _shapes(module, config), folder)
-  copies = _drop_copies(family, kind, tensors, params, rules, folder)
-  used = {rule.theirs for rule in rules} | set(copies)
+  first = next(iter(family.rules(source))).theirs
+  head = family.heads.get(kind)
+  model = Pretrained(
+    config=config_lib.neutral(_facts(family, source, kind)),
+    kind=kind,
+    vocabulary_size=family.vocabulary_size or number(source, 'vocab_size'),
+    num_classes=num_classes(source) if kind == 'classifier' else 0,
+    params={},
+    source=source,
+    rest={},
+    copies=tuple(name for name in head.copies if name in tensors)
+    if head
+    else (),
+    has_prefix=f'{family.prefix}{first}' in tensors,
+  )
+  rules = _rules(model)
+  params = _read(rules, tensors, _shapes(model), folder)
+  for name in model.copies:
+    _check_copy(tensors, name, head.copies[name], folder)
+  used = {rule.theirs for rule in rules} | set(model.copies)
   rest = {name: x for name, x in tensors.items() if name not in used}
   for name in sorted(rest):
     if not family.is_spare(name):
       raise CheckpointError(
         f'{folder}: tensor {name} has no place in a {source["model_type"]} of '
-        f'{config.model.num_layers} layers.\n'
+        f'{model.config.model.num_layers} layers.\n'
         'Weights and config.json are not of one model, or of one that is not '
         'known here.'
       )
-  return Pretrained(
-    config, kind, vocabulary_size, classes,
-    flax.traverse_util.unflatten_dict(params, sep='/'),
-    source, rest, copies, has_prefix,
-  )  # fmt: skip
+  return model._replace(
+    params=flax.traverse_util.unflatten_dict(params, sep='/'), rest=rest
+  )
 
 
 def save(model: Pretrained, folder: str | pathlib.Path) -> None:
@@ -135,33 +157,32 @@ def save(model: Pretrained, folder: str | pathlib.Path) -> None:
     ConfigError: the model is no longer one of its family.
     CheckpointError: it cannot be written.
   """
-  family = FAMILIES[model.source['model_type']]
-  facts = facts_of(family, model.source, model.kind)
-  other = _differences(model.config, config_lib.neutral(facts))
-  if other:
-    raise ConfigError(
-      f'{other[0]} of this model is not that of a '
-      f'{model.source["model_type"]} with its config.json: it cannot be '
-      'written in that form.'
-    )
+  facts = _facts(model.family, model.source, model.kind)
+  expected = dict(config_lib.leaves(config_lib.neutral(facts)))
+  actual = dict(config_lib.leaves(model.config))
+  for key in sorted({*actual, *expected}):
+    if actual.get(key) != expected.get(key):
+      raise ConfigError(
+        f'{key} of this model is not that of a {model.source["model_type"]} '
+        'with its config.json: it cannot be written in that form.'
+      )
   flat = flax.traverse_util.flatten_dict(model.params, sep='/')
-  prefix = family.prefix if model.has_prefix else ''
   tensors = dict(model.rest)
-  for rule in _all_rules(family, model.source, model.kind, prefix):
+  for rule in _rules(model):
     arrays = [np.asarray(flat[path]) for path in rule.ours]
-    tensors[rule.theirs] = rule.form.write(*arrays)
-  head = family.heads.get(model.kind)
+    tensors[rule.theirs] = np.ascontiguousarray(rule.form.write(*arrays))
   for name in model.copies:
-    tensors[name] = tensors[head.copies[name]]
-  files.write(pathlib.Path(folder), tensors, model.source)
+    tensors[name] = tensors[model.family.heads[model.kind].copies[name]]
+  config = json.dumps(model.source, indent=2, sort_keys=True) + '\n'
+  contents = {
+    # What PyTorch's loaders ask for.
+    files.WEIGHTS: safetensors.numpy.save(tensors, {'format': 'pt'}),
+    files.CONFIG: config.encode(),
+  }
+  files.write(pathlib.Path(folder), contents)
 
 
-def family_of(source: Mapping[str, Any], folder: pathlib.Path) -> Family:
-  """The family that a config.json names.
-
-  Raises:
-    CheckpointError: it is not known.
-  """
+def _family(source, folder) -> Family:
   name = source.get('model_type')
   if name not in FAMILIES:
     raise CheckpointError(
@@ -171,9 +192,7 @@ def family_of(source: Mapping[str, Any], folder: pathlib.Path) -> Family:
   return FAMILIES[name]
 
 
-def facts_of(
-  family: Family, source: Mapping[str, Any], kind: str
-) -> dict[str, Any]:
+def _facts(family, source, kind) -> dict[str, Any]:
   """The values of our config keys that describe a model."""
   facts = dict(family.facts(source))
   if kind in family.heads:
@@ -203,29 +222,9 @@ def _checked_kind(kind, family, source, folder):
   return kind
 
 
-def _vocabulary_size(source):
-  if source['model_type'] == 'vit':
-    return vit.VOCABULARY_SIZE
-  return number(source, 'vocab_size')
-
-
-def _module(config, kind, vocabulary_size, classes, source):
-  return build.of_kind(
-    kind, config, vocabulary_size, classes, causal=_is_causal(source)
-  )
-
-
-def _is_causal(source):
-  return source['model_type'] == 'gpt2'
-
-
-def _shapes(module, config):
-  # As many ids as there can be: an image has no other number.
-  length = config.data.max_length
-  ids_BT = jax.ShapeDtypeStruct((1, length), jnp.int32)
-  lengths_B = jax.ShapeDtypeStruct((1,), jnp.int32)
-  variables = jax.eval_shape(module.init, jax.random.key(0), ids_BT, lengths_B)
-  flat = flax.traverse_util.flatten_dict(variables['params'], sep='/')
+def _shapes(model) -> dict[str, tuple[int, ...]]:
+  params = jax.eval_shape(model.initial, jax.random.key(0))
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
   return {path: leaf.shape for path, leaf in flat.items()}
 
 
@@ -236,21 +235,16 @@ def _new_name(name):
   return name
 
 
-def _rules(family, source, kind, tensors):
-  first = next(iter(family.rules(source))).theirs
-  has_prefix = f'{family.prefix}{first}' in tensors
-  prefix = family.prefix if has_prefix else ''
-  return _all_rules(family, source, kind, prefix), has_prefix
-
-
-def _all_rules(family, source, kind, prefix) -> list[Rule]:
+def _rules(model) -> list[Rule]:
+  """All that a file of such a model has, with whole names."""
+  family, source = model.family, model.source
+  prefix = family.prefix if model.has_prefix else ''
   rules = [
     rule._replace(theirs=f'{prefix}{rule.theirs}')
     for rule in family.rules(source)
   ]
-  if kind in family.heads:
-    rules += family.heads[kind].rules(source)
-  return rules
+  head = family.heads.get(model.kind)
+  return [*rules, *(head.rules(source) if head else ())]
 
 
 def _read(rules, tensors, shapes, folder):
@@ -276,24 +270,9 @@ def _read(rules, tensors, shapes, folder):
   return params
 
 
-def _drop_copies(family, kind, tensors, params, rules, folder):
-  if kind not in family.heads:
-    return ()
-  copies = family.heads[kind].copies
-  present = tuple(name for name in copies if name in tensors)
-  for name in present:
-    if not np.array_equal(tensors[name], tensors[copies[name]]):
-      raise CheckpointError(
-        f'{folder}: tensor {name} is another one than {copies[name]}; models '
-        'whose output is not tied to the embedding are not known here.'
-      )
-  return present
-
-
-def _differences(config, other):
-  mine, theirs = (dict(config_lib.leaves(x)) for x in (config, other))
-  return [
-    key
-    for key in sorted(set(mine) | set(theirs))
-    if mine.get(key) != theirs.get(key)
-  ]
+def _check_copy(tensors, name, original, folder) -> None:
+  if not np.array_equal(tensors[name], tensors[original]):
+    raise CheckpointError(
+      f'{folder}: tensor {name} is another one than {original}; models whose '
+      'output is not tied to the embedding are not known here.'
+    )

@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 
+from effformer import durable
 from effformer.errors import CheckpointError
 from effformer.pretrained import files
 
@@ -70,10 +71,10 @@ def _from_hub(name):
     ) from None
   try:
     path = huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS)
-  except Exception as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+  # The errors of the hub are of these two kinds.
+  except (OSError, ValueError) as error:
     raise CheckpointError(
-      f'{HUB}{name} cannot be fetched: {reason}\n'
+      f'{HUB}{name} cannot be fetched: {durable.reason(error)}\n'
       'Correct the name, or get the folder in another way and give its path.'
     ) from error
   return pathlib.Path(path)

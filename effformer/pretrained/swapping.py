@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from effformer import attention
@@ -65,18 +64,15 @@ def swap(
     # Settings of the mechanism before mean nothing to this one.
     facts[str(index)] = {'mixer': mechanism, **settings}
   config = config_lib.changed(model.config, {'model.layers': facts})
-  module = model._replace(config=config).module
-  length = config.data.max_length
-  ids_BT, lengths_B = jnp.zeros((1, length), jnp.int32), jnp.array([length])
+  other = model._replace(config=config)
   try:
-    # Shapes first, which says at once what does not fit.
-    jax.eval_shape(module.init, jax.random.key(seed), ids_BT, lengths_B)
+    made = _flat(jax.jit(other.initial)(jax.random.key(seed)))
+  # What mechanisms say of settings, sizes and capabilities that do not fit.
   except (ValueError, NotImplementedError) as error:
     raise ConfigError(
       f'{mechanism} cannot take the place of the attention of this '
       f'{model.source["model_type"]}: {str(error).splitlines()[0]}'
     ) from error
-  made = _flat(_made(module, seed, ids_BT, lengths_B))
   before = _flat(model.params)
   params = {
     path: before[path]
@@ -87,8 +83,8 @@ def swap(
   places = tuple(f'encoder/layer_{index}/mixer/' for index in chosen)
   own = sorted(path for path in params if path.startswith(places))
   kept = tuple(path for path in own if params[path] is before.get(path))
-  result = model._replace(
-    config=config, params=flax.traverse_util.unflatten_dict(params, sep='/')
+  result = other._replace(
+    params=flax.traverse_util.unflatten_dict(params, sep='/')
   )
   return Swapped(
     result,
@@ -96,11 +92,6 @@ def swap(
     tuple(path for path in own if path not in kept),
     tuple(sorted(set(before) - set(kept) - (set(params) - set(own)))),
   )
-
-
-def _made(module, seed, ids_BT, lengths_B):
-  init = jax.jit(module.init)
-  return init(jax.random.key(seed), ids_BT[:, :1], lengths_B * 0 + 1)['params']
 
 
 def _flat(params):

@@ -92,6 +92,6 @@ VIT = Family(
     )
   },
   spare=(r'(vit\.)?pooler\.dense\.(weight|bias)', r'classifier\..*'),
+  # Values of a pixel's channel, and padding.
+  vocabulary_size=257,
 )
-# Values of a pixel's channel, and padding.
-VOCABULARY_SIZE = 257

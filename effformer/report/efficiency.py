@@ -8,9 +8,10 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from effformer import durable
 from effformer.errors import CheckpointError
 from effformer.report.document import Block, Heading, Table, Text
-from effformer.train import durable, workdir
+from effformer.train import workdir
 
 _EXACT = ('naive', 'fused')
 _KINDS = {'train': 'training step', 'forward': 'forward'}

@@ -6,8 +6,9 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+from effformer import durable
 from effformer.errors import CheckpointError, ConfigError
-from effformer.train import durable, records, workdir
+from effformer.train import records, workdir
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,8 +29,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from effformer import errors
-from effformer.train import durable, manifest
+from effformer import durable, errors
+from effformer.train import manifest
 
 _log = logging.getLogger(__name__)
 _COMMITTED = re.compile(r'\d{8,}')

@@ -8,10 +8,10 @@ from importlib import metadata
 from typing import Any
 
 import effformer
-from effformer import errors
+from effformer import durable, errors
 from effformer.data import Dataset
 from effformer.data.dataset import unloaded
-from effformer.train import durable, records, workdir
+from effformer.train import records, workdir
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 

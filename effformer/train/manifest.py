@@ -14,7 +14,7 @@ import os
 import pathlib
 from typing import Any
 
-from effformer.train import durable
+from effformer import durable
 
 NAME = 'manifest.json'
 

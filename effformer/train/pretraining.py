@@ -13,11 +13,10 @@ import jax
 import ml_collections
 
 from effformer import config as config_lib
-from effformer import errors, tasks
+from effformer import durable, errors, tasks
 from effformer.tasks.task import Task
 from effformer.train import (
   checkpoint,
-  durable,
   identity,
   preemption,
   records,

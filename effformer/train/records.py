@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from effformer import errors
-from effformer.train import durable
+from effformer import durable, errors
 
 _NON_FINITE = ('NaN', 'Infinity', '-Infinity')
 

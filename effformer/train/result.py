@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 import effformer
-from effformer import errors
-from effformer.train import durable, identity, loop, state
+from effformer import durable, errors
+from effformer.train import identity, loop, state
 
 # What `lines` shows; a file without it was not written by `make`.
 SHOWN = (

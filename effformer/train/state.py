@@ -48,7 +48,10 @@ def digest(tree: Any) -> str:
   """
   total = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    is_apart = isinstance(leaf, jax.Array) and not (
+      leaf.is_fully_addressable or leaf.is_fully_replicated
+    )
+    if is_apart:
       leaf = multihost_utils.process_allgather(leaf, tiled=True)
     value = np.asarray(leaf)
     name = jax.tree_util.keystr(path, simple=True, separator='/')

@@ -13,8 +13,8 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from effformer import errors
-from effformer.train import durable, records
+from effformer import durable, errors
+from effformer.train import records
 
 _ABSENT = 'absent'
 

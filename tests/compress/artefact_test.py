@@ -8,9 +8,9 @@ import pytest
 
 from effformer import pretrained
 from effformer.compress import artefact, tensors
-from effformer.compress.artefact import Compressed
 from effformer.compress.grid import Grid
 from effformer.errors import CheckpointError
+from effformer.train import state
 from tests.pretrained.golden_test import folder_of, golden, outputs
 
 GRIDS = (Grid(8), Grid(3, 'tile', 5), Grid(4, 'tensor', symmetric=False))
@@ -23,15 +23,10 @@ def compressed(path, grid, layers=None):
       model, 'local', layers, settings={'window': 2}
     ).model
   plan = tensors.uniform_plan(model.params, grid)
-  return Compressed(
-    model.config,
-    model.kind,
-    model.vocabulary_size,
-    model.num_classes,
-    model.is_causal,
+  return artefact.make(
+    model,
     tensors.quantise(model.params, plan),
-    artefact.digest(model.params),
-    ({'quantise': 'all', 'bits': grid.bits},),
+    [{'quantise': 'all', 'bits': grid.bits}],
   )
 
 
@@ -78,17 +73,14 @@ def test_fewer_bits_are_fewer_bytes(tmp_path):
   assert abs((sizes[1] - sizes[2]) - (packed[1] - packed[2])) < 64
 
 
-def test_the_digest_is_of_names_shapes_and_bytes():
-  params = {'a': {'b': np.ones((2, 3), 'f4')}, 'c': np.zeros(2, 'f4')}
-  same = {'c': np.zeros(2, 'f4'), 'a': {'b': np.ones((2, 3), 'f4')}}
-  assert artefact.digest(params) == artefact.digest(same)
-  others = (
-    {**params, 'd': params['c']},
-    {**params, 'c': np.ones(2, 'f4')},
-    {**params, 'a': {'b': np.ones((3, 2), 'f4')}},
-    {**params, 'c': np.zeros(2, 'f8')},
-  )
-  assert artefact.digest(params) not in {artefact.digest(x) for x in others}
+def test_the_parent_is_known_by_its_digest(tmp_path):
+  model = pretrained.load(folder_of('bert-classifier', tmp_path))
+  other = pretrained.load(folder_of('bert-embedder', tmp_path))
+  known = [
+    artefact.make(parent, parent.params).parent_sha256
+    for parent in (model, model, other)
+  ]
+  assert known[0] == known[1] == state.digest(model.params) != known[2]
 
 
 def refusal(folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ def test_every_kernel_of_the_encoder_has_its_inputs(bert):
   found = calibrate.collect(bert.module, bert.params, [batch()])
   kernels = {
     path: x
-    for path, x in tensors._flat(bert.params).items()
+    for path, x in flax.traverse_util.flatten_dict(bert.params, sep='/').items()
     if path.startswith('encoder/') and path.endswith('kernel')
   }
   assert set(found) == set(kernels)

@@ -192,6 +192,25 @@ def test_headers_that_claim_another_size(tmp_path, monkeypatch, name):
     load(path)
 
 
+@pytest.mark.parametrize('packing', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 0])
+def test_members_that_numpy_does_not_write(tmp_path, packing):
+  """Other packings, and a member that says that it is encrypted."""
+  path = tmp_path / 'own.npz'
+  with zipfile.ZipFile(path, 'w', packing) as archive:
+    for letter, x in (('x', pictures(60)), ('y', np.arange(60) % 2)):
+      stream = io.BytesIO()
+      np.save(stream, x)
+      archive.writestr(f'{letter}.npy', stream.getvalue())
+  if not packing:
+    load(path)
+    content = bytearray(path.read_bytes())
+    # The flags of the first entry of the directory at the end of the file.
+    content[content.index(b'PK\x01\x02') + 8] |= 1
+    path.write_bytes(content)
+  with pytest.raises(DataError, match=r'x\.npy is packed as NumPy packs noth'):
+    load(path)
+
+
 def test_folders_are_classes(folder):
   (folder / 'read me.txt').write_text('no class')
   (folder / 'cat' / 'notes.txt').write_text('no image')

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import types
 
 import ml_dtypes
 import numpy as np
@@ -209,3 +211,29 @@ def test_places(tmp_path, monkeypatch):
   (package / '__init__.py').write_text('raise RuntimeError("imported")')
   monkeypatch.syspath_prepend(tmp_path)
   assert pretrained.find('package:carries-a-model') == package / 'weights'
+
+
+def test_the_hub_is_asked_for_what_is_read(tmp_path, monkeypatch):
+  asked = []
+
+  def snapshot_download(name, allow_patterns):
+    asked.append((name, allow_patterns))
+    if name == 'owner/absent':
+      raise OSError('404 Client Error\nfor url')
+    return str(tmp_path)
+
+  hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
+  assert pretrained.find('hub:owner/model') == tmp_path
+  assert asked == [('owner/model', ('*.json', '*.safetensors'))]
+  with pytest.raises(CheckpointError) as caught:
+    pretrained.find('hub:owner/absent')
+  assert str(caught.value).startswith(
+    'hub:owner/absent cannot be fetched: 404 Client Error\n'
+  )
+
+
+def test_without_its_package_the_hub_is_not_asked(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+  with pytest.raises(CheckpointError, match=r"pip install 'effformer\[hub\]'"):
+    pretrained.find('hub:owner/model')

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from effformer import errors
-from effformer.train import checkpoint, durable, manifest
+from effformer import durable, errors
+from effformer.train import checkpoint, manifest
 
 NUM_FLIPS = 200
 

@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from effformer import errors
-from effformer.train import durable, records
+from effformer import durable, errors
+from effformer.train import records
 
 
 @pytest.fixture

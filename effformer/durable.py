@@ -31,18 +31,23 @@ def write_new(path: str | os.PathLike, data: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def replace(path: str | os.PathLike, data: bytes) -> None:
-  """Gives the file new content in one step; raises CheckpointError."""
+def put(path: str | os.PathLike, data: bytes) -> None:
+  """Gives the file new content in one step; raises OSError."""
   path = pathlib.Path(path)
   aside = path.with_name(path.name + '.tmp')
   try:
-    try:
-      write_new(aside, data)
-      os.rename(aside, path)
-    except BaseException:
-      aside.unlink(missing_ok=True)
-      raise
-    sync(path.parent)
+    write_new(aside, data)
+    os.rename(aside, path)
+  except BaseException:
+    aside.unlink(missing_ok=True)
+    raise
+  sync(path.parent)
+
+
+def replace(path: str | os.PathLike, data: bytes) -> None:
+  """`put` for a file of a run; raises CheckpointError."""
+  try:
+    put(path, data)
   except OSError as error:
     raise not_written(path, error) from error
 
@@ -58,7 +63,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
     value = json.loads(path.read_bytes())
   except FileNotFoundError:
     return None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     why = reason(error)
   else:
     if isinstance(value, dict):
