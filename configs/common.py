@@ -12,7 +12,7 @@ import typing
 
 import ml_collections
 
-from configs import keys
+from configs import keys, published
 from configs.mechanisms import (
   LRA_MODELS,
   MIXER_CHOICES,
@@ -23,11 +23,18 @@ from configs.mechanisms import (
 )
 from configs.values import COUNT, COUNT_OR_NONE, POSITIVE, RATE, SEED, Range
 
+# What runs start from.
+MINILM_L6 = published.MINILM_L6
+
 PRESETS = ('paper', 'repo', 'modern')
 SECTIONS = ('model', 'mixer', 'data', 'train', 'pretrain', 'mesh')
 SWITCHES = ('quick', 'pretrain')
 # Tasks whose examples are two texts.
 PAIR_TASKS = ('retrieval',)
+# Tasks whose examples are two texts in one row, if they are not apart.
+ROW_TASKS = ('pair',)
+# Tasks in the subwords of a tokenizer.
+SUBWORD_TASKS = ('sentence', 'pair')
 # Tasks whose tokens are grey values.
 IMAGE_TASKS = (
   'image',
@@ -43,6 +50,7 @@ CHOICES = {
   **MIXER_CHOICES,
   'task': (
     *('text', 'listops', 'image', 'retrieval', 'language'),
+    *('sentence', 'pair'),
     *('pathfinder32', 'pathfinder64', 'pathfinder128', 'pathfinder256'),
   ),
   'preset': PRESETS,
@@ -282,8 +290,8 @@ def base(choice: Choice = DEFAULT) -> ml_collections.ConfigDict:
   config.seed = 0
   # What is learnt: 'text' (bytes, 2 classes), 'listops' (10 classes),
   # 'image' (grey values of 32 x 32, 10 classes), 'pathfinder32' to
-  # 'pathfinder256' (grey values, 2 classes), 'retrieval' (two texts), or
-  # 'language' (the next byte).
+  # 'pathfinder256' (grey values, 2 classes), 'retrieval' (two texts),
+  # 'language' (the next byte), or in subwords 'sentence' and 'pair'.
   config.task = ''
   # Names of what the argument chose, written into result.json; the values
   # they stand for are in the keys below.

@@ -5,6 +5,10 @@ import ml_collections
 
 def model_keys() -> ml_collections.ConfigDict:
   model = ml_collections.ConfigDict()
+  # What training starts from: the folder of a pretrained model, 'package:NAME'
+  # or 'hub:OWNER/NAME'; '' = parameters as they are first made. The other keys
+  # have to say what it is.
+  model.pretrained = ''
   # Blocks of mixer and feed-forward part.
   model.num_layers = 4
   # Width D of tokens between blocks.
@@ -27,7 +31,7 @@ def model_keys() -> ml_collections.ConfigDict:
   model.token_head = 'dense'
   # What the classifier of two texts sees of their vectors a and b: 'nli',
   # a, b, a * b and a - b; or 'concat', a and b alone (then the head has one
-  # layer more). 'none' = the task has one text.
+  # layer more). 'none' = the task has one text, or two in one row (pair).
   model.pair_head = 'none'
   # Compute type, 'float32' or 'bfloat16'; parameters are float32 always.
   model.dtype = 'float32'
@@ -95,6 +99,9 @@ def data_keys() -> ml_collections.ConfigDict:
   data.train = ''
   data.validation = ''
   data.test = ''
+  # Of tasks in subwords: a tokenizer.json, or a model that has one, named as in
+  # model.pretrained.
+  data.tokenizer = ''
   # Own pairs (.tsv: label, id, id, without a header) have their texts here
   # (.jsonl, also .gz, with id and text); '' = in the pairs.
   data.documents = ''

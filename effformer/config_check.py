@@ -4,7 +4,6 @@ Whatever is wrong is refused with a sentence that names key and value and one
 that says what to do. `schema` is always the module `configs.common`.
 """
 
-import math
 import re
 from collections.abc import Iterable, Iterator
 from types import ModuleType
@@ -12,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from effformer.config_task import check_task
 from effformer.config_words import (
   FLAG,
   TYPES,
@@ -50,16 +50,7 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
     )
   if model.reversible:
     _check_reversible(model)
-  if model.zero_is_padding and config.task not in schema.IMAGE_TASKS:
-    refuse(
-      f'model.zero_is_padding=true is for {", ".join(schema.IMAGE_TASKS)}, not '
-      f'task={config.task!r}',
-      f'use {FLAG}model.zero_is_padding=false',
-    )
-  _check_token_head(config, schema)
-  _check_patches(config, schema)
-  _check_pairs(config, schema)
-  _check_causal(config, schema)
+  check_task(config, schema)
   if config.mesh.data == config.mesh.fsdp == -1:
     refuse(
       'mesh.data=-1 and mesh.fsdp=-1 both ask for all devices that are left',
@@ -81,115 +72,6 @@ def _check_reversible(model: ml_collections.ConfigDict) -> None:
       refuse(
         f'model.reversible=true goes with model.{key}={needed} only',
         f'use {FLAG}model.{key}={needed}',
-      )
-
-
-def _check_token_head(config: ml_collections.ConfigDict, schema: ModuleType):
-  """Only what guesses tokens has a head for them; tied, an embedding."""
-  head, front_end = config.model.token_head, config.model.front_end
-  if head == 'dense':
-    return
-  reason = ''
-  if config.task not in schema.CAUSAL_TASKS and not config.pretrain.num_steps:
-    tasks = ', '.join(schema.CAUSAL_TASKS)
-    reason = f'is of models that guess tokens: task {tasks}, or pretrain'
-  elif front_end != 'embedding':
-    reason = f'is tied to an embedding, and model.front_end={front_end!r}'
-  if reason:
-    refuse(
-      f'model.token_head={head!r} {reason}',
-      f'use {FLAG}model.token_head=dense',
-    )
-
-
-def _check_patches(config: ml_collections.ConfigDict, schema: ModuleType):
-  """Patches are of square images, and nothing guesses single pixels of them."""
-  model = config.model
-  if model.front_end != 'patches':
-    for key in ('patch_size', 'channels'):
-      if model[key] != 1:
-        refuse(
-          f'model.{key}={model[key]} goes with model.front_end=patches only',
-          f'use {FLAG}model.{key}=1',
-        )
-    return
-  if config.task not in schema.IMAGE_TASKS:
-    refuse(
-      f'model.front_end=patches is for {", ".join(schema.IMAGE_TASKS)}, not '
-      f'task={config.task!r}',
-      f'use {FLAG}model.front_end=embedding',
-    )
-  length, channels = config.data.max_length, model.channels
-  side = math.isqrt(length // channels)
-  if side * side * channels != length or side % model.patch_size:
-    refuse(
-      f'data.max_length={length} is no square image of model.channels='
-      f'{channels} whose side is a multiple of model.patch_size='
-      f'{model.patch_size}',
-      f'use for example {FLAG}model.patch_size=1',
-    )
-  for key, none in (
-    ('pretrain.num_steps', 0),
-    ('model.zero_is_padding', False),
-  ):
-    section, name = key.split('.')
-    if config[section][name] != none:
-      refuse(
-        f'{key}={config[section][name]} is about single pixels, and '
-        'model.front_end=patches takes them together',
-        f'use {FLAG}{key}={str(none).lower()}',
-      )
-
-
-def _check_pairs(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
-  """What is for two texts goes with a task of two texts, and only there."""
-  has_pairs = config.task in schema.PAIR_TASKS
-  pairs = ' or '.join(schema.PAIR_TASKS)
-  if has_pairs != (config.model.pair_head != 'none'):
-    refuse(
-      f'model.pair_head={config.model.pair_head!r} does not fit '
-      f'task={config.task!r}',
-      f"'nli' or 'concat' is for {pairs}, 'none' for the others",
-    )
-  if config.data.documents and not has_pairs:
-    refuse(
-      f'data.documents={config.data.documents!r} has no use with '
-      f'task={config.task!r}',
-      f'it holds the texts of own pairs, for {pairs}',
-    )
-
-
-def _check_causal(config: ml_collections.ConfigDict, schema: ModuleType):
-  """What sees earlier tokens only needs mechanisms that can."""
-  is_causal_task = config.task in schema.CAUSAL_TASKS
-  if is_causal_task and config.pretrain.num_steps:
-    refuse(
-      f'pretrain.num_steps={config.pretrain.num_steps} goes with tasks that '
-      f'have classes, and task={config.task!r} guesses tokens itself',
-      f'use {FLAG}pretrain.num_steps=0',
-    )
-  is_causal_stage = (
-    config.pretrain.num_steps and config.pretrain.objective == 'causal'
-  )
-  if not is_causal_task and not is_causal_stage:
-    return
-  if config.model.zero_is_padding:
-    refuse(
-      'pretrain.objective=causal guesses every pixel, and '
-      'model.zero_is_padding=true leaves some out',
-      f'use {FLAG}pretrain.objective=masked',
-    )
-  what = 'pretrain.objective=causal' if is_causal_stage else 'this task'
-  mixers = {*schema.members(config.mixer.name)}
-  mixers |= {
-    row['mixer'] for row in config.model.layers.values() if 'mixer' in row
-  }
-  for name in sorted(mixers):
-    if name not in schema.CAUSAL:
-      refuse(
-        f'{name} cannot be causal, which {what} needs',
-        f'use one of {", ".join(schema.CAUSAL)}'
-        + (', or pretrain.objective=masked' if is_causal_stage else ''),
       )
 
 

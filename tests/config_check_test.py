@@ -35,7 +35,7 @@ KEYS = {
 CHOSEN = ('preset', 'quick', 'mixer.name', 'overridden')
 OPEN_TEXT = (
   *('data.train', 'data.validation', 'data.test', 'data.directory'),
-  'data.documents',
+  *('data.documents', 'data.tokenizer', 'model.pretrained'),
 )
 
 

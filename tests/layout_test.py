@@ -16,18 +16,19 @@ LEVELS = {
   'cost': 0,
   'durable': 1,
   'config_words': 1,
-  'config_check': 2,
-  'config_tracked': 3,
-  'config': 4,
-  'attention': 5,
-  'data': 5,
-  'models': 6,
-  'pretrained': 7,
-  'tasks': 7,
-  'train': 8,
-  'report': 9,
-  'compress': 9,
-  'main': 9,
+  'config_task': 2,
+  'config_check': 3,
+  'config_tracked': 4,
+  'config': 5,
+  'attention': 6,
+  'data': 6,
+  'models': 7,
+  'pretrained': 8,
+  'tasks': 9,
+  'train': 10,
+  'report': 11,
+  'compress': 11,
+  'main': 11,
 }
 MODULES = sorted((ROOT / 'effformer').rglob('*.py'))
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -86,9 +87,11 @@ def test_configs_are_data(path):
     'values.py': {'math', 'typing'},
     'mechanisms.py': {'configs.values'},
     'common.py': {
-      *('configs.keys', 'configs.mechanisms', 'configs.values', 'typing'),
+      *('configs', 'configs.keys', 'configs.mechanisms'),
+      *('configs.published', 'configs.values', 'typing'),
     },
     'keys.py': set(),
+    'published.py': set(),
     # One task at several sizes.
     **{
       f'lra_pathfinder{size}.py': {'configs.common', 'configs.lra_pathfinder32'}

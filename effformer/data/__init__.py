@@ -13,6 +13,7 @@ from effformer.data.pipeline import (
   Batches,
   batch_at,
   eval_batches,
+  example_indices,
   train_batches,
 )
 from effformer.data.tokenizers import (
@@ -38,6 +39,7 @@ __all__ = [
   'batch_at',
   'data_folder',
   'eval_batches',
+  'example_indices',
   'from_config',
   'load',
   'read_all',

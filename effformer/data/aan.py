@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from effformer.data import rows
+from effformer.data import rows, sentence_pairs
 from effformer.data.dataset import Example
 from effformer.data.rows import Row
 from effformer.errors import DataError
@@ -224,8 +224,7 @@ def _fields(line: str, counts: tuple[int, ...]) -> _Fields:
 
 def _json_row(number: int, line: str, documents: Documents | None) -> Row:
   del documents
-  row = rows.json_row(number, line)
-  row.other = rows.text_bytes(rows.json_object(line).get('other'), 'other')
+  row = sentence_pairs.json_row(number, line)
   row.text, row.other = row.text[:MAX_BYTES], row.other[:MAX_BYTES]
   return row
 

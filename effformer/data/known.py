@@ -17,6 +17,7 @@ from effformer.data import (
   listops_release,
   pathfinder_release,
   rows,
+  sentence_pairs,
 )
 
 
@@ -72,14 +73,30 @@ def _pathfinder_faults(size: int, folder: pathlib.Path) -> Iterator[str]:
   return pathfinder_release.faults(hard, size)
 
 
+_TEXTS = 'IMDb reviews (Maas et al., 2011)'
 _IMDB = Known(
   builder=builders.EffformerText,
-  origin='IMDb reviews (Maas et al., 2011) as bytes',
+  origin=f'{_TEXTS} as bytes',
   num_classes=2,
   label_names=imdb.LABEL_NAMES,
   stand_in=builders.EffformerTextStandIn,
   archive=imdb.ARCHIVE,
   counts={'test': 2 * imdb.PER_CLASS},
+)
+_PAIRS = Known(
+  builder=builders.EffformerRetrieval,
+  origin='pairs of ACL papers as bytes (release of LRA)',
+  num_classes=2,
+  label_names=('apart', 'cited'),
+  stand_in=builders.EffformerRetrievalStandIn,
+  release=tuple(aan.FILES.values()),
+  faults=aan.faults,
+  no_faults=(
+    'every row is whole, no pair occurs twice, and each paper has one text'
+  ),
+  counts=aan.COUNTS,
+  read_rows=aan.of_pairs,
+  has_documents=True,
 )
 KNOWN = {
   'listops': Known(
@@ -113,20 +130,13 @@ KNOWN = {
     side=cifar.SIDE,
     read_rows=images.rows(cifar.SIDE),
   ),
-  'retrieval': Known(
-    builder=builders.EffformerRetrieval,
-    origin='pairs of ACL papers as bytes (release of LRA)',
-    num_classes=2,
-    label_names=('apart', 'cited'),
-    stand_in=builders.EffformerRetrievalStandIn,
-    release=tuple(aan.FILES.values()),
-    faults=aan.faults,
-    no_faults=(
-      'every row is whole, no pair occurs twice, and each paper has one text'
-    ),
-    counts=aan.COUNTS,
-    read_rows=aan.of_pairs,
-    has_documents=True,
+  'retrieval': _PAIRS,
+  'sentence': dataclasses.replace(_IMDB, origin=_TEXTS),
+  'pair': dataclasses.replace(
+    _PAIRS,
+    origin='pairs of ACL papers (release of LRA)',
+    read_rows=sentence_pairs.read,
+    has_documents=False,
   ),
   **{
     f'pathfinder{size}': Known(

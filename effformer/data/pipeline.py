@@ -8,7 +8,8 @@ steps by number, so neither threads nor prefetch can change a batch.
 
 A batch is a dict of NumPy arrays: `ids_BT` int32 (0 is padding), `lengths_B`
 int32 (at least 1 token, at most T), for pairs `other_ids_BT` and
-`other_lengths_B` of the second texts, `label_B` int32, `weight_B` float32,
+`other_lengths_B` of the second texts (or, where both stand in one row,
+`types_BT`, which text a token is of), `label_B` int32, `weight_B` float32,
 `index_B` int64 (row in the source).
 """
 
@@ -23,6 +24,7 @@ from effformer.errors import DataError
 
 Batch = dict[str, np.ndarray]
 Encode = Callable[[bytes, int], np.ndarray]
+EncodePair = Callable[[bytes, bytes, int], tuple[np.ndarray, np.ndarray]]
 Rows = slice | np.ndarray | None
 
 
@@ -65,6 +67,7 @@ def batch_at(
   batch_size: int,
   max_length: int,
   rows: Rows = None,
+  encode_pair: EncodePair | None = None,
 ) -> Batch:
   """The training batch of one global step.
 
@@ -79,12 +82,14 @@ def batch_at(
     rows: which rows of the global batch to make, as a slice or an array of row
       numbers (None: all). A host asks for its own rows; each is the same row
       whoever asks.
+    encode_pair: (text, other, max_length) -> ids and types, both int32
+      [<= max_length]; None where the texts of a pair are rows of their own.
   """
   rows_B = _row_numbers(batch_size, rows)
   indices_B = example_indices(
     len(source), step * batch_size + rows_B, seed=seed
   )
-  return _batch(source, encode, indices_B, max_length)
+  return _batch(source, encode, indices_B, max_length, encode_pair)
 
 
 def example_indices(
@@ -113,11 +118,13 @@ def train_batches(
   num_threads: int,
   prefetch: int,
   rows: Rows = None,
+  encode_pair: EncodePair | None = None,
 ) -> Batches:
   """`batch_at` of the steps start_step .. num_steps - 1, read ahead.
 
   Args:
-    source, encode, seed, batch_size, max_length, rows: see `batch_at`.
+    source, encode, seed, batch_size, max_length, rows, encode_pair: see
+      `batch_at`.
     start_step: the first global step wanted.
     num_steps: number of steps of the whole run, not of this part of it.
     num_threads: threads that make batches; 0 makes them when asked for.
@@ -133,6 +140,7 @@ def train_batches(
     batch_size=batch_size,
     max_length=max_length,
     rows=rows,
+    encode_pair=encode_pair,
   )
   return Batches(steps.map(make), num_threads, prefetch)
 
@@ -147,8 +155,9 @@ def eval_batches(
   prefetch: int = 2,
   rows: Rows = None,
   drop_remainder: bool = False,
+  encode_pair: EncodePair | None = None,
 ) -> Batches:
-  """Every example once, in the order of the source.
+  """Every example once, in the order of the source; see `batch_at`.
 
   The last batch is filled up with copies of the last example of weight 0 and
   index -1 (real text, so that no model meets rows of nothing but padding); with
@@ -163,9 +172,8 @@ def eval_batches(
   def make(step: int) -> Batch:
     indices_B = step * batch_size + rows_B
     is_real_B = indices_B < num_examples
-    batch = _batch(
-      source, encode, np.minimum(indices_B, num_examples - 1), max_length
-    )
+    indices_B = np.minimum(indices_B, num_examples - 1)
+    batch = _batch(source, encode, indices_B, max_length, encode_pair)
     batch['weight_B'] = is_real_B.astype(np.float32)
     batch['index_B'] = np.where(is_real_B, indices_B, -1)
     return batch
@@ -209,13 +217,23 @@ def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _batch(
-  source: Source, encode: Encode, indices_B: np.ndarray, max_length: int
+  source: Source,
+  encode: Encode,
+  indices_B: np.ndarray,
+  max_length: int,
+  encode_pair: EncodePair | None,
 ) -> Batch:
   examples = read(source, indices_B.tolist())
-  batch = _rows([e['text'] for e in examples], encode, max_length)
-  if 'other' in examples[0]:
-    other = _rows([e['other'] for e in examples], encode, max_length)
-    batch |= {f'other_{name}': array for name, array in other.items()}
+  if encode_pair:
+    pairs = [encode_pair(e['text'], e['other'], max_length) for e in examples]
+    batch = _padded([ids_T for ids_T, _ in pairs], max_length)
+    types = _padded([types_T for _, types_T in pairs], max_length)
+    batch['types_BT'] = types['ids_BT']
+  else:
+    batch = _rows(examples, 'text', encode, max_length)
+    if 'other' in examples[0]:
+      other = _rows(examples, 'other', encode, max_length)
+      batch |= {f'other_{name}': array for name, array in other.items()}
   return batch | {
     'label_B': np.array([e['label'] for e in examples], np.int32),
     'weight_B': np.ones(len(examples), np.float32),
@@ -223,14 +241,14 @@ def _batch(
   }
 
 
-def _rows(
-  texts: list[bytes], encode: Encode, max_length: int
-) -> dict[str, np.ndarray]:
-  """Ids of the texts, padded with 0, and their lengths."""
-  ids_BT = np.zeros((len(texts), max_length), np.int32)
-  lengths_B = np.zeros(len(texts), np.int32)
-  for row, text in enumerate(texts):
-    ids_T = encode(text, max_length)
+def _rows(examples, name, encode, max_length) -> Batch:
+  return _padded([encode(e[name], max_length) for e in examples], max_length)
+
+
+def _padded(rows: list[np.ndarray], max_length: int) -> Batch:
+  """Rows of ids, padded with 0, and their lengths."""
+  ids_BT = np.zeros((len(rows), max_length), np.int32)
+  for row, ids_T in enumerate(rows):
     ids_BT[row, : len(ids_T)] = ids_T
-    lengths_B[row] = len(ids_T)
+  lengths_B = np.array([len(ids_T) for ids_T in rows], np.int32)
   return {'ids_BT': ids_BT, 'lengths_B': lengths_B}

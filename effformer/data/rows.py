@@ -2,8 +2,8 @@
 
 jsonl: one JSON object a line with `text` (string, not empty) and `label`
 (integer or string); `id` is optional. tsv: a header line that names at least
-the columns `text` and `label`; no quoting. In a tsv file a label that looks
-like an integer is one.
+the columns `text` (or `sentence`) and `label`; no quoting. In a tsv file a
+label that looks like an integer is one.
 
 A row that cannot be used is not left out, but says why: not UTF-8, not JSON,
 not an object, text missing or empty, no label, wrong number of columns, more
@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from effformer.errors import ConfigError, DataError
@@ -26,6 +26,8 @@ from effformer.errors import ConfigError, DataError
 # What a plain text file is cut into: long beside what a model reads at once,
 # short enough that a few files give splits.
 PLAIN_BYTES = 1 << 14
+# What a column may be called.
+TEXT, LABEL = ('text', 'sentence'), ('label',)
 _MAX_ROW_BYTES = 16 << 20
 # Texts pack to a third or a tenth of their size; what unpacks to more than
 # this many bytes and times its size is made to fill a memory.
@@ -262,30 +264,61 @@ def json_row(number: int, line: str, needs_label: bool = True) -> Row:
 
 
 def _tsv_rows(path, lines, needs_label=True) -> Iterator[Row]:
+  wanted = (TEXT, LABEL) if needs_label else (TEXT,)
+
+  def row(number, text, label='0'):
+    return Row(number, text_bytes(text), label_of(label))
+
+  yield from table(path, lines, wanted, row)
+
+
+def table(
+  path: pathlib.Path,
+  lines: Iterator[tuple[int, bytes | None]],
+  wanted: Sequence[Sequence[str]],
+  make: Callable[..., Row],
+) -> Iterator[Row]:
+  """The rows of a tsv file, by the columns that are wanted.
+
+  Args:
+    path: of the file, for messages.
+    lines: number and bytes of its lines, the header first.
+    wanted: what each column may be called.
+    make: (number, the wanted fields) -> row; ValueError says why it is bad.
+
+  Raises:
+    DataError: the header does not name the columns.
+  """
   _, header = next(lines, (1, b''))
-  needed = ('text', 'label') if needs_label else ('text',)
   try:
     columns = decode(header).split('\t')
-    places = [columns.index(name) for name in needed]
   except ValueError:
+    columns = []
+  places = [
+    next((columns.index(name) for name in names if name in columns), None)
+    for names in wanted
+  ]
+  if None in places:
+    needed = ' and '.join(' or '.join(names) for names in wanted)
     raise DataError(
-      f'{path}:1 is no header line with the column(s) {" and ".join(needed)}.\n'
+      f'{path}:1 is no header line with the column(s) {needed}.\n'
       'Put their names into the first line, with a tab between them.'
-    ) from None
+    )
   for number, line in lines:
     try:
       fields = decode(line).split('\t')
       if len(fields) != len(columns):
         raise ValueError(f'{len(fields)} columns, not {len(columns)}')
-      text, label = fields[places[0]], '0'
-      if needs_label:
-        label = fields[places[1]]
-      if not label:
-        raise ValueError('no label')
-      is_integer = _INTEGER.fullmatch(label)
-      yield Row(number, text_bytes(text), int(label) if is_integer else label)
+      yield make(number, *(fields[place] for place in places))
     except ValueError as error:
       yield Row(number, reason=str(error))
+
+
+def label_of(field: str) -> int | str:
+  """The label that a field of a tsv file is; ValueError where it is empty."""
+  if not field:
+    raise ValueError('no label')
+  return int(field) if _INTEGER.fullmatch(field) else field
 
 
 def text_bytes(value: object, name: str = 'text') -> bytes:

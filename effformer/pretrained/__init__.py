@@ -10,7 +10,7 @@ folder comes from.
 """
 
 from effformer.pretrained.model import FAMILIES, Pretrained, load, save
-from effformer.pretrained.place import find
+from effformer.pretrained.place import find, tokenizer
 from effformer.pretrained.swapping import Swapped, swap
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
   'load',
   'save',
   'swap',
+  'tokenizer',
 ]

@@ -4,10 +4,12 @@ import importlib.util
 import pathlib
 
 from effformer import durable
+from effformer.data.subwords import SubwordTokenizer
 from effformer.errors import CheckpointError
 from effformer.pretrained import files
 
 PACKAGE, HUB = 'package:', 'hub:'
+TOKENIZER = 'tokenizer.json'
 # All that is read of a model on the hub.
 _PATTERNS = ('*.json', '*.safetensors')
 
@@ -34,6 +36,21 @@ def find(name: str) -> pathlib.Path:
       f'Give a folder, {PACKAGE}NAME or {HUB}OWNER/NAME.'
     )
   return folder
+
+
+def tokenizer(name: str) -> SubwordTokenizer:
+  """The tokenizer of a model.
+
+  Args:
+    name: a tokenizer.json, or as in `find`.
+
+  Raises:
+    CheckpointError: there is no such model.
+    DataError: it has no tokenizer.json, or a damaged one.
+  """
+  if name.endswith('.json'):
+    return SubwordTokenizer(pathlib.Path(name).expanduser())
+  return SubwordTokenizer(find(name) / TOKENIZER)
 
 
 def _in_package(name):

@@ -8,7 +8,14 @@ from effformer import data, errors
 from effformer.data import Dataset
 from effformer.data.builders import PATHFINDER_RESOLUTIONS
 from effformer.data.dataset import unloaded
-from effformer.tasks import image, listops, retrieval, text, tokens
+from effformer.tasks import (
+  image,
+  listops,
+  retrieval,
+  sentences,
+  text,
+  tokens,
+)
 from effformer.tasks.task import Task
 from effformer.tasks.tokens import pretraining
 
@@ -20,6 +27,8 @@ TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'image': image.make,
   'retrieval': retrieval.make,
   'language': tokens.language,
+  'sentence': sentences.one,
+  'pair': sentences.two,
   **{f'pathfinder{size}': image.make for size in PATHFINDER_RESOLUTIONS},
 }
 

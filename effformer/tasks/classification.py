@@ -14,9 +14,11 @@ from effformer import data
 from effformer.models import build
 from effformer.tasks import floors, task
 
-# What a classifier of one text takes, and one of two.
+# What a classifier of one text takes, and one of two, each in its own row or
+# both in one.
 ONE_TEXT = ('ids_BT', 'lengths_B')
 TWO_TEXTS = (*ONE_TEXT, 'other_ids_BT', 'other_lengths_B')
+ONE_ROW = (*ONE_TEXT, 'types_BT')
 
 
 def from_config(
@@ -70,13 +72,13 @@ def make(
   """
 
   def init(key: jax.Array) -> Any:
-    arrays = [
-      jnp.zeros((1, max_length), jnp.int32)
+    arrays = {
+      name: jnp.zeros((1, max_length), jnp.int32)
       if name.endswith('BT')
       else jnp.full((1,), max_length, jnp.int32)
       for name in inputs
-    ]
-    return model.init(key, *arrays)['params']
+    }
+    return model.init(key, **arrays)['params']
 
   def per_example(logits_BC, batch):
     label_B = batch['label_B']
@@ -92,7 +94,7 @@ def make(
   def objective(params, batch, key, step):
     logits_BC = model.apply(
       {'params': params},
-      *(batch[name] for name in inputs),
+      **{name: batch[name] for name in inputs},
       deterministic=False,
       step=step,
       rngs={'dropout': key},
@@ -101,7 +103,9 @@ def make(
     return values.pop('loss'), values
 
   def logits(params, batch):
-    return model.apply({'params': params}, *(batch[name] for name in inputs))
+    return model.apply(
+      {'params': params}, **{name: batch[name] for name in inputs}
+    )
 
   def measure(params, batch):
     return per_example(logits(params, batch), batch)

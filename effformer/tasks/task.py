@@ -32,6 +32,10 @@ class Task:
     select: the measure whose best validation value names the best step.
     is_lower_better: whether the lowest value is the best, not the highest.
     decode: ids [T] -> text, where the model continues texts; else None.
+    encode_pair: (text, other, max_length) -> ids and types of both texts in one
+      row; None where the texts of a pair are rows of their own.
+    summarise: means of what `measure` gives, over a split -> what is shown of
+      them, such as measures that are no means.
   """
 
   name: str
@@ -47,3 +51,10 @@ class Task:
   select: str = 'accuracy'
   is_lower_better: bool = False
   decode: Callable[[np.ndarray], bytes] | None = None
+  encode_pair: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
+  summarise: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
+  @property
+  def num_texts(self) -> int:
+    """How many texts an example has."""
+    return 1 + ('other_ids_BT' in self.inputs or self.encode_pair is not None)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from effformer import data, errors
 from effformer.tasks.task import Task
@@ -116,6 +117,7 @@ def evaluate(run: Run, params: Any, split: str) -> dict[str, float | int]:
     prefetch=run.config.data.prefetch,
     rows=sharding.local_rows(run.mesh, size),
     drop_remainder=run.config.data.drop_remainder,
+    encode_pair=run.task.encode_pair,
   )
   with batches:
     result = evaluation.evaluate(
@@ -126,7 +128,7 @@ def evaluate(run: Run, params: Any, split: str) -> dict[str, float | int]:
     )
   run.clock.evaluation += time.monotonic() - start
   run.clock.evaluated += result['count']
-  return result
+  return run.task.summarise(result)
 
 
 def train(run: Run, current: state.TrainState) -> state.TrainState:
@@ -228,6 +230,7 @@ def batches_after(
     num_threads=config.data.num_threads,
     prefetch=config.data.prefetch,
     rows=sharding.local_rows(mesh, size),
+    encode_pair=task.encode_pair,
   )
 
 
@@ -295,15 +298,11 @@ def _not_finite(
 def _example_ids(run: Run, position: int) -> str:
   """The first ids of the examples behind a step, for people."""
   config, source = run.config, run.task.dataset.splits['train']
-  batch = data.batch_at(
-    source,
-    run.task.encode,
-    position - 1,
-    seed=config.seed,
-    batch_size=config.train.batch_size,
-    max_length=config.data.max_length,
+  size = config.train.batch_size
+  rows_B = data.example_indices(
+    len(source), (position - 1) * size + np.arange(size), seed=config.seed
   )
-  ids = [source[int(row)]['id'] for row in batch['index_B']]
+  ids = [source[int(row)]['id'] for row in rows_B]
   more = f' and {len(ids) - 5} more' if len(ids) > 5 else ''
   return ', '.join(ids[:5]) + more
 

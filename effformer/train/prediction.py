@@ -63,6 +63,7 @@ def predict(
     batch_size=1,
     max_length=length,
     num_threads=0,
+    encode_pair=task.encode_pair,
   ) as batches:
     for example, rows in zip(examples, batches, strict=True):
       batch = sharding.to_devices(mesh, rows, 1)
@@ -105,7 +106,7 @@ def trained(
 
 
 def _read(task: Task, given: Sequence[str]) -> list[data.Example]:
-  width = sum(name.endswith('ids_BT') for name in task.inputs)
+  width = task.num_texts
   if not given or len(given) % width:
     raise errors.ConfigError(
       f'--mode=predict of {task.name} takes {width} --input for each example, '

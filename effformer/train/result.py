@@ -128,7 +128,7 @@ def lines(result: dict[str, Any]) -> list[str]:
   """The result for people: the score beside its floors, and what it is."""
   test, validation = result['test'], result['validation']
   data = 'STAND-IN DATA (not a score)' if result['stand_in'] else 'real data'
-  bits, stage = [], result.get('pretrain')
+  bits, stage, start = [], result.get('pretrain'), result.get('start')
   if 'bits' in test:
     bits = [
       f'test bits a token   {test["bits"]:.4f}  over {test["tokens"]:,} tokens'
@@ -156,4 +156,5 @@ def lines(result: dict[str, Any]) -> list[str]:
       if stage
       else []
     ),
+    *([f'started from {start["origin"]}'] if start else []),
   ]

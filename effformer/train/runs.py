@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -57,9 +57,16 @@ def opened(
 
 
 def build(
-  config: ml_collections.ConfigDict, console: screen.Screen
+  config: ml_collections.ConfigDict,
+  console: screen.Screen,
+  adapt: Callable[[Task], Task] | None = None,
 ) -> tuple[Task, setup.Program]:
   """Task and program, introduced on the screen.
+
+  Args:
+    config: the locked config.
+    console: what people see.
+    adapt: what is made of the task of the config; None for itself.
 
   Raises:
     ConfigError, DataError: they cannot be had.
@@ -67,6 +74,8 @@ def build(
   # Before the data: what does not fit the devices must not wait for them.
   setup.check_devices(config)
   task = tasks.make(config)
+  if adapt:
+    task = adapt(task)
   _agree_on_data(task)
   program = setup.build(config, task)
   console.say(*introduction.lines(config, task, program))

@@ -3,11 +3,13 @@
 Beside it: `prediction`, `generation`, `profile`, `efficiency`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 
+from effformer.tasks.task import Task
 from effformer.train import (
   loop,
   preemption,
@@ -17,12 +19,15 @@ from effformer.train import (
   runs,
   screen,
   setup,
+  starting,
 )
 
 
 def dry_run(config: ml_collections.ConfigDict, console: screen.Screen) -> None:
   """Builds and compiles everything, trains nothing, writes no run folder."""
   task, program = runs.build(config, console)
+  if start := starting.from_config(config):
+    starting.check(start, program)
   if stage := pretraining.stage(config, task, program):
     console.say('the stage before it:')
     setup.compile_steps(stage.program, console, screen.Clock())
@@ -36,15 +41,30 @@ def train(
   path: str,
   stop: preemption.Stop,
   console: screen.Screen,
+  *,
+  start: starting.Start | None = None,
+  adapt: Callable[[Task], Task] | None = None,
 ) -> dict[str, Any]:
-  """Trains to the end, tests once, writes and returns result.json."""
+  """Trains to the end, tests once, writes and returns result.json.
+
+  Args:
+    config: the locked config.
+    path: of the run folder.
+    stop: the signals.
+    console: what people see.
+    start: parameters to begin with; None for what `model.pretrained` names.
+    adapt: the task of the config -> that which is trained, for example with
+      another objective; None for itself.
+  """
   with runs.opened(config, path, console) as folder:
     done = result.read(folder / 'result.json')
     if done is not None:
       console.say(f'{folder} holds a finished run; its result:')
       console.say(*result.lines(done))
       return done
-    task, program = runs.build(config, console)
+    task, program = runs.build(config, console, adapt)
+    if start := start or starting.from_config(config):
+      program = starting.begun(start, program, folder, console)
     if stage := pretraining.stage(config, task, program):
       # A start that never came to its first step binds nobody.
       runs.write_config(folder, config)
@@ -63,6 +83,8 @@ def train(
     outcome = result.make(run, current, row, test, floors, cost)
     if stage:
       outcome['pretrain'] = facts
+    if start:
+      outcome['start'] = starting.facts(folder)
     run.metrics.close()
     run.board.close()
     if jax.process_index() == 0:

@@ -21,6 +21,8 @@ _ABSENT = 'absent'
 # The folder, in that of a run, of the stage before it.
 PRETRAIN = 'pretrain'
 PRETRAIN_FACTS = 'pretrain.json'
+# What a run began with, where that was trained before.
+START_FACTS = 'start.json'
 EFFICIENCY = 'efficiency.json'
 
 # What may differ between the starts of one run: it changes how the run goes,

@@ -273,7 +273,16 @@ def test_missing_folder_and_empty(tmp_path, write):
 
 def test_header_without_the_columns(write):
   with pytest.raises(DataError, match=r'a.tsv:1 is no header'):
-    load(write('a.tsv', b'sentence\tlabel\nx\t1\n'))
+    load(write('a.tsv', b'words\tlabel\nx\t1\n'))
+
+
+def test_a_text_may_be_called_a_sentence(write):
+  rows = b''.join(b'text %d\t%d\n' % (i, i % 2) for i in range(60))
+  loaded = [
+    load(write(f'{name}.tsv', name.encode() + b'\tlabel\n' + rows))
+    for name in ('text', 'sentence')
+  ]
+  assert loaded[0].fingerprints == loaded[1].fingerprints
 
 
 def test_unknown_kind_and_missing_train(write):

@@ -86,7 +86,7 @@ def test_one_that_fails_does_not_stop_the_other(run):
   code, out, err = run('prepare')
   assert code == 3
   assert 'listops: ListOps' in out
-  assert 'not prepared: image, language, retrieval, text' in err
+  assert 'not prepared: image, language, pair, retrieval, sentence, text' in err
   assert 'pathfinder32: left out' in out
 
 

@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import models, pre_tokenizers, processors
 
 from effformer.data.subwords import SubwordTokenizer
 from effformer.errors import DataError
+from tests.subwords import CLS, SEP, SPECIAL, save_tokenizer
 
-WORDS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', *'abcdefghij')
-CLS, SEP = 2, 3
+WORDS = (*SPECIAL, *'abcdefghij')
 
 
 def ids_of(text):
@@ -18,20 +16,7 @@ def ids_of(text):
 
 @pytest.fixture
 def path(tmp_path):
-  vocabulary = {word: number for number, word in enumerate(WORDS)}
-  made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token='[UNK]'))
-  made.pre_tokenizer = pre_tokenizers.Whitespace()
-  made.post_processor = processors.TemplateProcessing(
-    single='[CLS] $A [SEP]',
-    pair='[CLS] $A [SEP] $B:1 [SEP]:1',
-    special_tokens=[('[CLS]', CLS), ('[SEP]', SEP)],
-  )
-  made.add_special_tokens(['[PAD]', '[UNK]', '[CLS]', '[SEP]'])
-  # As published files have them: not to be obeyed.
-  made.enable_padding(length=12)
-  made.enable_truncation(max_length=4)
-  made.save(str(tmp_path / 'tokenizer.json'))
-  return tmp_path / 'tokenizer.json'
+  return save_tokenizer(tmp_path, tuple('abcdefghij'))
 
 
 def test_special_tokens_stand_around_a_text(path):

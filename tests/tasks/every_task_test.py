@@ -15,6 +15,7 @@ from effformer.data import (
   pair_stand_in,
   stand_in,
 )
+from tests.subwords import save_tokenizer
 
 SIZES = {'train': 40, 'validation': 6, 'test': 20}
 # Name -> floors beside the majority.
@@ -24,6 +25,8 @@ FLOORS = {
   'image': {'bag_of_pixels', 'linear'},
   'retrieval': {'bags_of_bytes'},
   'language': {'most_frequent_byte', 'bigram'},
+  'sentence': {'bag_of_subwords'},
+  'pair': {'bags_of_subwords'},
   **{
     f'pathfinder{size}': {'bag_of_pixels', 'linear'}
     for size in builders.PATHFINDER_RESOLUTIONS
@@ -42,9 +45,14 @@ def config_of(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, 'url', f'http://127.0.0.1:9/{archive.name}')
 
   def make(name):
-    file = name if name == 'language' else f'lra_{name}'
+    is_lra = name not in ('language', 'sentence', 'pair')
+    file = f'lra_{name}' if is_lra else name
     module = importlib.import_module(f'configs.{file}')
     config = module.get_config('linear,quick')
+    if config.data.tokenizer:
+      config.model.pretrained = ''
+      words = tuple('abcdefghijklmnopqrstuvwxyz')
+      config.data.tokenizer = str(save_tokenizer(tmp_path, words))
     config.data.directory = str(tmp_path)
     config.model.num_layers = 1
     config.model.width = config.model.mlp_width = 8
@@ -68,7 +76,7 @@ def test_from_config_to_loss(config_of, name):
   source = task.dataset.splits['train']
   batch = data.batch_at(
     source, task.encode, 0, seed=0, batch_size=4,
-    max_length=config.data.max_length,
+    max_length=config.data.max_length, encode_pair=task.encode_pair,
   )  # fmt: skip
   assert set(task.inputs) <= set(batch)
   params = task.init(jax.random.key(0))
