@@ -74,6 +74,12 @@ def test_a_budget_that_no_plan_reaches():
   assert policy.solve(GROUPS, 24) == [{'table': '2', 'first': '3', 'last': '4'}]
 
 
+def test_a_plan_just_above_the_budget_is_not_taken():
+  groups = {'one': [Option('small', 0, 1.0), Option('large', 10, 0.0)]}
+  assert policy.solve(groups, 9.9, bins=2) == [{'one': 'small'}]
+  assert policy.solve(groups, 10, bins=2) == [{'one': 'large'}]
+
+
 def score_of(plan):
   """What is measured is not what was predicted: '4' of the table is good."""
   return 10 - policy.predicted(GROUPS, plan) + 5 * (plan['table'] == '4')
