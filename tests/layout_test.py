@@ -14,6 +14,7 @@ LEVELS = {
   'errors': 0,
   'shapes': 0,
   'cost': 0,
+  'timing': 0,
   'durable': 1,
   'config_words': 1,
   'config_task': 2,

@@ -3,13 +3,11 @@
 The measurement that made LRA known (Tay et al. 2021, table 2), of any task and
 sizes: forward and training step of the configured model, and of the same model
 with exact attention, naive (all logits at once) and fused (tile by tile, or the
-device's own kernel). In rounds, each of which times every program once, so that
-what slows the machine slows all alike.
+device's own kernel), in rounds (`timing`).
 """
 
 import os
 import statistics
-import time
 from typing import Any
 
 import jax
@@ -17,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from effformer import config as config_lib
-from effformer import errors, tasks
+from effformer import errors, tasks, timing
 from effformer.train import records, result, screen, setup, sharding, workdir
 
 LENGTHS = (1024, 2048, 3072, 4096)
@@ -103,15 +101,8 @@ def _at_length(config, length, rounds, console) -> list[dict[str, Any]]:
         )
         if needed <= _FITTING * _memory():
           programs.append((rows[-1], run))
-  times: list[list[float]] = [[] for _ in programs]
   with console.heartbeat(f'measuring at {length:,} tokens'):
-    # One round more, in which memory is touched for the first time.
-    for number in range(rounds + 1):
-      for own, (_, run) in zip(times, programs, strict=True):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        if number:
-          own.append(time.perf_counter() - start)
+    times = timing.rounds([run for _, run in programs], rounds)
   for own, (row, _) in zip(times, programs, strict=True):
     row['milliseconds'] = round(1000 * statistics.median(own), 3)
   return rows
