@@ -21,8 +21,8 @@ class Task:
     encode: (text, max_length) -> ids [T], at most max_length of them.
     model: the network.
     init: key -> params.
-    objective: (params, batch, key, step) -> (loss, values), means over the
-      batch; step is the number of training steps so far.
+    objective: (params, batch, key, step, *frozen) -> (loss, values), means over
+      the batch; step is the number of training steps so far.
     measure: (params, batch) -> per-example values [B] of an evaluation; where
       `tokens` is among them, the others are means over so many tokens.
     predict: (params, batch) -> probabilities of the classes [B, C]; of the
@@ -34,6 +34,8 @@ class Task:
     decode: ids [T] -> text, where the model continues texts; else None.
     encode_pair: (text, other, max_length) -> ids and types of both texts in one
       row; None where the texts of a pair are rows of their own.
+    frozen: pytrees of arrays that the objective needs and no step changes, such
+      as the parameters of a teacher.
     summarise: means of what `measure` gives, over a split -> what is shown of
       them, such as measures that are no means.
   """
@@ -53,6 +55,7 @@ class Task:
   decode: Callable[[np.ndarray], bytes] | None = None
   encode_pair: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
   summarise: Callable[[dict[str, Any]], dict[str, Any]] = dict
+  frozen: tuple[Any, ...] = ()
 
   @property
   def num_texts(self) -> int:

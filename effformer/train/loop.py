@@ -46,7 +46,7 @@ class Run:
     mesh: the devices.
     abstract: shapes and shardings of the state.
     first_state: () -> the state before the first step.
-    train_step: compiled (state, batch) -> (state, metrics).
+    train_step: compiled (state, batch, *frozen) -> (state, metrics).
     eval_step: compiled (params, batch) -> sums.
     last, best: checkpoints of the whole state, of the best parameters.
     metrics: the rows of metrics.jsonl.
@@ -54,6 +54,7 @@ class Run:
     stop: the signals.
     screen: what people see.
     clock: where the time went.
+    frozen: what the training step takes behind state and batch.
   """
 
   config: ml_collections.ConfigDict
@@ -70,6 +71,7 @@ class Run:
   stop: preemption.Stop
   screen: screen.Screen
   clock: screen.Clock
+  frozen: tuple[Any, ...] = ()
 
 
 class _RollBack(Exception):
@@ -177,7 +179,7 @@ def _advance(run: Run, current: state.TrainState) -> state.TrainState:
       # Not the transfer: it waits for the step under way, not for data.
       run.clock.waiting += time.monotonic() - start
       batch = sharding.to_devices(run.mesh, rows, config.batch_size)
-      current, metrics = run.train_step(current, batch)
+      current, metrics = run.train_step(current, batch, *run.frozen)
       position += 1
       pending.append((position, metrics))
       if not run.clock.steps:

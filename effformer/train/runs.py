@@ -169,6 +169,7 @@ def advanced(
   run.best.discard_after(int(current.step))
   steps = setup.compile_steps(program, console, run.clock)
   run.train_step, run.eval_step = steps.train, steps.evaluate
+  run.frozen = program.frozen()
   with stop.loop():
     current = loop.train(run, current)
   return run, current, steps.cost

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from effformer import cost
 from effformer.tasks.task import Task
@@ -31,6 +30,8 @@ class Program(NamedTuple):
     first_state: () -> the state before the first step.
     trace_train_step: () -> the traced step.
     lower_eval_step: () -> the lowered step.
+    frozen: () -> what the training step takes behind state and batch, on the
+      devices.
   """
 
   mesh: jax.sharding.Mesh
@@ -38,13 +39,15 @@ class Program(NamedTuple):
   first_state: Any
   trace_train_step: Any
   lower_eval_step: Any
+  frozen: Any
 
 
 class Steps(NamedTuple):
   """The compiled steps.
 
   Attributes:
-    train: (state, batch) -> (state, metrics); None where nothing is trained.
+    train: (state, batch, *frozen) -> (state, metrics); None where nothing is
+      trained.
     evaluate: (params, batch) -> sums.
     cost: of a training step, as result.json has it; None as above.
   """
@@ -122,12 +125,18 @@ def build(
     abstract_batch(mesh, size, length, task.inputs)
     for size in (train.batch_size, train.eval_batch_size)
   )
+  everywhere = sharding.replicated(mesh)
+  frozen = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+    task.frozen,
+  )
   return Program(
     mesh,
     abstract,
     functools.partial(_first_state, jax.jit(make_state), mesh, abstract),
-    lambda: train_step.trace(abstract, batch),
+    lambda: train_step.trace(abstract, batch, *frozen),
     lambda: eval_step.lower(abstract.params, eval_batch),
+    lambda: sharding.placed(task.frozen, frozen),
   )
 
 
@@ -140,13 +149,7 @@ def _first_state(make_state, mesh, abstract):
   """
   with jax.default_device(mesh.local_devices[0]):
     made = jax.device_get(make_state())
-  return jax.tree.map(
-    lambda x, like: jax.make_array_from_callback(
-      like.shape, like.sharding, lambda index: np.asarray(x)[index]
-    ),
-    made,
-    abstract,
-  )
+  return sharding.placed(made, abstract)
 
 
 def abstract_batch(

@@ -64,6 +64,17 @@ def batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def placed(arrays: Any, abstract: Any) -> Any:
+  """Arrays of this host on the devices, as `abstract` has them."""
+  return jax.tree.map(
+    lambda x, like: jax.make_array_from_callback(
+      like.shape, like.sharding, lambda index: np.asarray(x[index])
+    ),
+    arrays,
+    abstract,
+  )
+
+
 def state(mesh: Mesh, abstract: Any) -> Any:
   """The sharding of each leaf of a tree of parameters or optimiser state."""
   parts = mesh.shape['fsdp']

@@ -12,11 +12,17 @@ from typing import Any, NamedTuple
 import flax.traverse_util
 import jax
 import ml_collections
-import numpy as np
 
 from effformer import config as config_lib
 from effformer import durable, errors, pretrained
-from effformer.train import records, screen, setup, state, workdir
+from effformer.train import (
+  records,
+  screen,
+  setup,
+  sharding,
+  state,
+  workdir,
+)
 
 # Parameters of these names may be new.
 _HEAD = 'head'
@@ -100,9 +106,7 @@ def begun(
     made = program.first_state()
     flat = flax.traverse_util.flatten_dict(made.params, sep='/')
     for path, x in chosen.items():
-      flat[path] = jax.make_array_from_callback(
-        x.shape, flat[path].sharding, lambda index, x=x: np.asarray(x[index])
-      )
+      flat[path] = sharding.placed(x, flat[path])
     params = flax.traverse_util.unflatten_dict(flat, sep='/')
     return made.replace(params=params)
 

@@ -10,12 +10,10 @@ import optax
 from effformer.train import state as state_lib
 from effformer.train.optimiser import Schedule
 
-# (params, batch, key, step) -> (loss, values to report); both means over the
-# batch, or over so many tokens as the value `tokens` says, which is not
-# reported.
-Objective = Callable[
-  [Any, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, Any]]
-]
+# (params, batch, key, step, *frozen) -> (loss, values to report); both means
+# over the batch, or over so many tokens as the value `tokens` says, which is
+# not reported.
+Objective = Callable[..., tuple[jax.Array, dict[str, Any]]]
 
 
 def make_train_step(
@@ -25,8 +23,8 @@ def make_train_step(
   *,
   seed: int,
   accumulate_steps: int = 1,
-) -> Callable[[state_lib.TrainState, Any], tuple[state_lib.TrainState, dict]]:
-  """A function (state, batch) -> (state, metrics), to be jitted.
+) -> Callable[..., tuple[state_lib.TrainState, dict]]:
+  """A function (state, batch, *frozen) -> (state, metrics), to be jitted.
 
   With `accumulate_steps` > 1 the batch is cut into so many equal parts whose
   gradients are averaged, weighed by their tokens where these are counted: the
@@ -36,9 +34,9 @@ def make_train_step(
   """
   gradient = jax.value_and_grad(objective, has_aux=True)
 
-  def accumulated(params, batch, key, step):
+  def accumulated(params, batch, key, step, frozen):
     if accumulate_steps == 1:
-      (loss, values), grads = gradient(params, batch, key, step)
+      (loss, values), grads = gradient(params, batch, key, step, *frozen)
       return (loss, _reported(values)), grads
 
     # Part a takes the rows a, a + A, ...: this cut leaves every device with
@@ -51,7 +49,7 @@ def make_train_step(
     def body(total, element):
       part, index = element
       (loss, values), grads = gradient(
-        params, part, jax.random.fold_in(key, index), step
+        params, part, jax.random.fold_in(key, index), step, *frozen
       )
       weight = values.get('tokens', jnp.ones(()))
       result = jax.tree.map(
@@ -63,7 +61,9 @@ def make_train_step(
     batches = jax.tree.map(parts, batch)
     indices = jnp.arange(accumulate_steps)
     first = jax.tree.map(lambda leaf: leaf[0], batches)
-    (loss, values), grads = jax.eval_shape(gradient, params, first, key, step)
+    (loss, values), grads = jax.eval_shape(
+      gradient, params, first, key, step, *frozen
+    )
     shapes = (((loss, _reported(values)), grads), jnp.ones(()))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (total, weight), _ = jax.lax.scan(body, zeros, (batches, indices))
@@ -71,9 +71,11 @@ def make_train_step(
     weight = jnp.maximum(weight, 1)
     return jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), total)
 
-  def train_step(state, batch):
+  def train_step(state, batch, *frozen):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    (loss, values), grads = accumulated(state.params, batch, key, state.step)
+    (loss, values), grads = accumulated(
+      state.params, batch, key, state.step, frozen
+    )
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     rate = schedule(state.step)

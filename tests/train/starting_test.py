@@ -240,3 +240,29 @@ def test_the_task_may_be_adapted(config, finished, tmp_path):
   assert tripled['thrice'] == 1
   assert tripled['loss'] == pytest.approx(3 * plain['loss'], rel=1e-5)
   assert result['state_sha256'] != finished[1]['state_sha256']
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_an_objective_may_have_frozen_arrays(config, tmp_path, parts):
+  """As a teacher has: given to each step, of no gradient, on all devices."""
+
+  def adapt(task):
+    def objective(params, batch, key, step, teacher):
+      loss, values = task.objective(params, batch, key, step)
+      return loss * teacher['scale'], {**values, 'plain': loss}
+
+    return dataclasses.replace(
+      task, objective=objective, frozen=({'scale': np.float32(2.5)},)
+    )
+
+  own = config_lib.changed(
+    config,
+    {
+      'train.batch_size': 8 * parts,
+      'train.accumulate_steps': parts,
+      'train.num_steps': 2,
+    },
+  )
+  train(own, tmp_path, adapt=adapt)
+  first = json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[0])
+  assert first['loss'] == pytest.approx(2.5 * first['plain'], rel=1e-6)
