@@ -58,13 +58,13 @@ def from_config(config: ml_collections.ConfigDict) -> Start | None:
   if not name:
     return None
   model = pretrained.load(pretrained.find(name))
-  asked = dict(config_lib.leaves(config))
   for key, value in config_lib.leaves(model.config):
     is_fact = key.startswith('model.') and not key.startswith(_FREE)
-    if is_fact and asked[key] != value:
+    if is_fact and config.model[key.removeprefix('model.')] != value:
+      own = config.model[key.removeprefix('model.')]
       raise errors.ConfigError(
         f'model.pretrained={name!r} has {key}={value!r}, and the config '
-        f'{key}={asked[key]!r}.\nUse --config.{key}={value}.'
+        f'{key}={own!r}.\nUse --config.{key}={value}.'
       )
   return Start(model.params, name)
 

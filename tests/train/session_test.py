@@ -81,10 +81,11 @@ def test_result_says_everything(finished):
 
 
 def test_every_key_is_read_by_something(finished):
-  # The heads of two texts and of tokens are refused here (config_check), and
-  # there is no stage before this run.
+  # Heads of two texts and of tokens and subwords are refused here
+  # (config_task), and there is no stage before this run.
   stage = ('learning_rate', 'mask_fraction', 'objective', 'warmup_steps')
   assert finished[3] == [
+    'data.tokenizer',
     'model.pair_head',
     'model.token_head',
     *(f'pretrain.{key}' for key in stage),

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from effformer import config as config_lib
-from effformer import errors, pretrained
+from effformer import config_tracked, errors, pretrained
 from effformer.train import preemption, runs, session, starting
 from tests.pretrained.golden_test import folder_of
 from tests.subwords import save_tokenizer
@@ -83,7 +83,10 @@ def train(config, folder, stop=None, **values):
 @pytest.fixture(scope='module')
 def finished(config, tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
-  return folder, *train(config, folder)
+  tracked = config_tracked.tracked(config)
+  result = folder, *train(tracked, folder)
+  assert {'data.tokenizer', 'model.pretrained'}.isdisjoint(tracked.unread())
+  return result
 
 
 def first_params(config, folder, start=None):
