@@ -9,7 +9,7 @@ ternary codes c, their scale s, n weights of a group of which z have code 0:
     u = w + b sign(w),        v = -b sign(w)         where c = 0, first kind
     u = -b sign(w),           v = w + b sign(w)      where c = 0, second kind
 
-    b = (n s - sum|w|) / 2 z
+    b = (n s - sum|w|) / 2 z,  sign(0) = 1
     a = 1/2 + (S2 - S1) / 2 S0
 
 with S0, S1 and S2 the sums of |w| where c != 0, of the first and second kind.

@@ -162,7 +162,7 @@ def test_what_is_not_a_number_is_seen(rule):
   w_KN[2, 1] = np.nan
   grid = Grid(MEANS.get(rule, 4), rule=rule)
   y_KN = np.asarray(grids.fake_quantise(w_KN, grid))
-  assert np.isnan(y_KN[2, 1])
+  assert np.isnan(y_KN[:, 1]).all()
   assert np.isfinite(y_KN[:, [0, 2]]).all()
 
 

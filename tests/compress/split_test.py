@@ -143,6 +143,8 @@ def test_a_group_of_zeros_and_one_without():
   grid = Grid(2, rule='ternary')
   halves = jax.jit(split.split, static_argnums=1)(w_KN, grid)
   one = split.binary(grid)
+  with jax.debug_nans(True):
+    split.split(w_KN, grid)
   total_KN = sum(grids.fake_quantise(x, one) for x in halves[:2])
   expected_KN = grids.fake_quantise(w_KN, grid)
   np.testing.assert_allclose(total_KN, expected_KN, atol=1e-6)
