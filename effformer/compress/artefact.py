@@ -33,7 +33,7 @@ from effformer.pretrained.model import Pretrained
 from effformer.train import state
 
 WEIGHTS, MANIFEST = 'weights.safetensors', 'manifest.json'
-FORMAT = 'effformer compressed model 1'
+FORMAT = 'effformer compressed model 2'
 # Between the path of a parameter and its part.
 _PART = '#'
 _NEEDED = (
@@ -180,7 +180,9 @@ def _packed(params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not isinstance(x, QTensor):
       arrays[path] = np.ascontiguousarray(x)
       continue
-    codes = packing.pack(np.asarray(x.codes), x.grid.bits, x.grid.low)
+    codes = packing.pack(
+      np.asarray(x.codes), x.grid.bits, x.grid.low, x.grid.stride
+    )
     arrays[f'{path}{_PART}codes'] = codes
     arrays[f'{path}{_PART}scale'] = np.asarray(x.scale, np.float32)
     if not x.grid.symmetric:
@@ -208,7 +210,7 @@ def _unpacked_tensor(
       f'{path}: scales {scale.shape}, not {num_groups(matrix, grid)}'
     )
   codes = packing.unpack(
-    arrays[f'{path}{_PART}codes'], grid.bits, grid.low, matrix
+    arrays[f'{path}{_PART}codes'], grid.bits, grid.low, matrix, grid.stride
   )
   zero = np.zeros_like(scale)
   if not grid.symmetric:

@@ -59,7 +59,9 @@ def gptq(
   number_K = jnp.arange(k + rest)
 
   def tile(w_KN, start):
-    found = grids.scales(jax.lax.dynamic_slice_in_dim(w_KN, start, length), own)
+    own_TN = jax.lax.dynamic_slice_in_dim(w_KN, start, length)
+    count = jnp.minimum(length, k - start) if grid.tile else None
+    found = grids.scales(own_TN, own, count)
 
     def row(w_KN, i):
       w_1N, u_K = w_KN[i][None], upper_KK[i]

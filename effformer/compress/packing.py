@@ -1,7 +1,8 @@
 """Codes of few bits as bytes: code i stands at the bits i b to (i + 1) b - 1.
 
 Bits are counted from the lowest of the first byte on; what is left of the last
-byte is 0. So n codes of b bits are ceil(n b / 8) bytes, and nothing else.
+byte is 0. A code has the bits of the number (code - low) / stride. So n codes
+of b bits are ceil(n b / 8) bytes, and nothing else.
 """
 
 import numpy as np
@@ -15,17 +16,19 @@ def num_bytes(count: int, bits: int) -> int:
   return -(-count * bits // 8)
 
 
-def pack(codes: np.ndarray, bits: int, low: int) -> np.ndarray:
-  """uint8 of codes from `low` to `low + 2^bits - 1`, in C order.
+def pack(codes: np.ndarray, bits: int, low: int, stride: int = 1) -> np.ndarray:
+  """uint8 of the codes low, low + stride ..., 2^bits of them, in C order.
 
   Raises:
-    ValueError: a code is out of range.
+    ValueError: a code is none of these.
   """
-  flat = np.ravel(codes).astype(np.int64) - low
-  if flat.size and not 0 <= flat.min() <= flat.max() < 1 << bits:
+  flat = np.ravel(codes).astype(np.int64)
+  least, greatest = (flat.min(), flat.max()) if flat.size else (low, low)
+  flat, rest = np.divmod(flat - low, stride)
+  if rest.any() or least < low or (greatest - low) // stride >= 1 << bits:
     raise ValueError(
-      f'codes from {flat.min() + low} to {flat.max() + low} do not fit '
-      f'{bits} bits from {low} on'
+      f'codes from {least} to {greatest} do not fit {bits} bits from {low} on '
+      f'in steps of {stride}'
     )
   # A multiple of 8 codes is whole bytes.
   pieces = [
@@ -41,7 +44,11 @@ def pack(codes: np.ndarray, bits: int, low: int) -> np.ndarray:
 
 
 def unpack(
-  data: np.ndarray, bits: int, low: int, shape: tuple[int, ...]
+  data: np.ndarray,
+  bits: int,
+  low: int,
+  shape: tuple[int, ...],
+  stride: int = 1,
 ) -> np.ndarray:
   """The codes, int16.
 
@@ -64,4 +71,4 @@ def unpack(
     weights = 1 << np.arange(bits, dtype=np.int16)
     pieces.append(raw.reshape(own, bits) @ weights)
   flat = np.concatenate([np.zeros(0, np.int16), *pieces])
-  return (flat + low).astype(np.int16).reshape(shape)
+  return (flat * stride + low).astype(np.int16).reshape(shape)

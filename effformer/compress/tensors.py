@@ -9,7 +9,7 @@ Vectors (biases, norms) stay as they are.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -20,7 +20,7 @@ import numpy as np
 
 from effformer.compress import grid as grids
 from effformer.compress import packing
-from effformer.compress.grid import Grid
+from effformer.compress.grid import Grid, num_groups
 from effformer.errors import ConfigError
 
 # Paths of parameters to grids; what is not in it stays float32.
@@ -88,30 +88,56 @@ def uniform_plan(
   }
 
 
-def quantise(params: Any, plan: Plan) -> Any:
+def quantise(
+  params: Any, plan: Plan, found: Mapping[str, grids.Scales] | None = None
+) -> Any:
   """The parameters, those of the plan as `QTensor`.
+
+  Args:
+    params: of a model.
+    plan: what is rounded.
+    found: scales that were found in another way than by the rule of the grid,
+      such as learned ones; of some paths of the plan or of all.
 
   Raises:
     ConfigError: the plan names what is not there or cannot be rounded.
+    ValueError: there are scales of what the plan lacks, or of another shape.
   """
-  flat = _flat(params)
-  for path in plan:
-    if path not in flat:
-      raise ConfigError(
-        f'the plan names {path}, which the model does not have.'
-      )
-    if not is_rounded(path, flat[path]):
-      raise ConfigError(
-        f'the plan names {path} {np.shape(flat[path])}, which is no matrix and '
-        'is not rounded.\nLeave it out.'
-      )
-  return flax.traverse_util.unflatten_dict(
-    {
-      path: _quantised(path, x, plan[path]) if path in plan else x
-      for path, x in flat.items()
-    },
-    sep='/',
+  found = dict(found or {})
+  check_known(found, plan)
+  return _changed(
+    params,
+    plan,
+    lambda path, x, grid: _quantised(path, x, grid, found.get(path)),
   )
+
+
+def mapped(
+  params: Any, plan: Plan, function: Callable[[str, jax.Array, Grid], jax.Array]
+) -> Any:
+  """The parameters, those of the plan changed as matrices.
+
+  Args:
+    params: of a model.
+    plan: what is changed.
+    function: of path, matrix [k, n] and grid: the new matrix.
+
+  Raises:
+    ConfigError: see `quantise`.
+  """
+
+  def change(path, x, grid):
+    w_KN = function(path, matrix(path, jnp.asarray(x)), grid)
+    return from_matrix(w_KN, tuple(x.shape), is_table(path))
+
+  return _changed(params, plan, change)
+
+
+def check_known(paths: Mapping[str, Any], plan: Plan) -> None:
+  """Raises a ValueError if one of the paths is not in the plan."""
+  for path in paths:
+    if path not in plan:
+      raise ValueError(f'there are scales of {path}, which the plan lacks')
 
 
 def dequantise(params: Any) -> Any:
@@ -153,14 +179,40 @@ def from_matrix(
   return w_KN.T if is_table else w_KN.reshape(shape)
 
 
-def _quantised(path, x, grid):
-  codes, scale, zero = _encoded(matrix(path, jnp.asarray(x)), grid)
+def _changed(params, plan, change):
+  flat = _flat(params)
+  for path in plan:
+    if path not in flat:
+      raise ConfigError(
+        f'the plan names {path}, which the model does not have.'
+      )
+    if not is_rounded(path, flat[path]):
+      raise ConfigError(
+        f'the plan names {path} {np.shape(flat[path])}, which is no matrix and '
+        'is not rounded.\nLeave it out.'
+      )
+  return flax.traverse_util.unflatten_dict(
+    {
+      path: change(path, x, plan[path]) if path in plan else x
+      for path, x in flat.items()
+    },
+    sep='/',
+  )
+
+
+def _quantised(path, x, grid, found):
+  groups = num_groups(matrix_shape(path, x.shape), grid)
+  if found is not None and found.scale.shape != groups:
+    raise ValueError(
+      f'the scales of {path} have to be {groups}, got {found.scale.shape}'
+    )
+  codes, scale, zero = _encoded(matrix(path, jnp.asarray(x)), found, grid)
   return QTensor(codes, scale, zero, grid, tuple(x.shape), is_table(path))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _encoded(w_KN, grid):
-  found = grids.scales(w_KN, grid)
+@functools.partial(jax.jit, static_argnames='grid')
+def _encoded(w_KN, found, grid):
+  found = grids.scales(w_KN, grid) if found is None else found
   codes_KN = grids.encode(w_KN, found, grid)
   return codes_KN.astype(code_type(grid)), found.scale, found.zero
 

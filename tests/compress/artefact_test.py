@@ -2,9 +2,11 @@
 
 import json
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from effformer import pretrained
 from effformer.compress import artefact, tensors
@@ -13,7 +15,10 @@ from effformer.errors import CheckpointError
 from effformer.train import state
 from tests.pretrained.golden_test import folder_of, golden, outputs
 
-GRIDS = (Grid(8), Grid(3, 'tile', 5), Grid(4, 'tensor', symmetric=False))
+GRIDS = (
+  Grid(8), Grid(3, 'tile', 5), Grid(4, 'tensor', symmetric=False),
+  Grid(2, rule='ternary'), Grid(1, 'tile', 5, rule='sign'),
+)  # fmt: skip
 
 
 def compressed(path, grid, layers=None):
@@ -71,6 +76,16 @@ def test_fewer_bits_are_fewer_bytes(tmp_path):
   # All else is the same.
   assert abs((sizes[0] - sizes[1]) - (packed[0] - packed[1])) < 64
   assert abs((sizes[1] - sizes[2]) - (packed[1] - packed[2])) < 64
+
+
+def test_a_sign_is_one_bit(tmp_path):
+  model = compressed(tmp_path / 'bert', Grid(1, rule='sign'))
+  artefact.save(model, tmp_path / 'small')
+  stored = safetensors.numpy.load_file(tmp_path / 'small' / artefact.WEIGHTS)
+  for path, x in flax.traverse_util.flatten_dict(model.params, sep='/').items():
+    if isinstance(x, tensors.QTensor):
+      assert set(np.unique(x.codes)) == {-1, 1}
+      assert stored[f'{path}#codes'].nbytes == -(-x.codes.size // 8)
 
 
 def test_the_parent_is_known_by_its_digest(tmp_path):

@@ -11,7 +11,9 @@ from effformer.compress.grid import Grid
 K, N, ROWS = 10, 3, 40
 GRIDS = (
   Grid(3), Grid(2, 'tensor'), Grid(4, symmetric=False), Grid(3, 'tile', 5),
-  Grid(3, 'tile', 4, symmetric=False, clip_search=True),
+  Grid(3, 'tile', 4, symmetric=False, rule='clip'),
+  Grid(2, rule='absmean'), Grid(2, 'tile', 4, rule='ternary'),
+  Grid(2, 'tensor', rule='ternary'), Grid(1, 'tile', 4, rule='sign'),
 )  # fmt: skip
 
 
@@ -24,7 +26,13 @@ def problem(seed=0):
 
 
 def rounded_row(w_N, found, grid):
-  scale, zero = (np.asarray(x, np.float64)[0] for x in found)
+  scale, zero, threshold = (np.asarray(x, np.float64)[0] for x in found)
+  if grid.rule == 'sign':
+    codes = np.where(w_N >= 0, 1, -1)
+    return codes, codes * scale
+  if grid.rule == 'ternary':
+    codes = np.sign(w_N) * (np.abs(w_N) > threshold)
+    return codes, codes * scale
   codes = np.clip(np.round(w_N / scale) + zero, grid.low, grid.high)
   return codes, (codes - zero) * scale
 
@@ -40,7 +48,7 @@ def by_definition(w_KN, gram_KK, grid, damp):
     grid.bits,
     'tensor' if grid.group == 'tensor' else 'channel',
     symmetric=grid.symmetric,
-    clip_search=grid.clip_search,
+    rule=grid.rule,
   )
   for i in range(K):
     if i % step == 0:
@@ -78,8 +86,8 @@ def test_inputs_that_are_independent_leave_nothing_to_make_up_for(grid):
 
 @pytest.mark.parametrize('grid', GRIDS, ids=str)
 def test_outputs_are_closer_than_by_rounding_to_the_nearest(grid):
-  better = 0
-  for seed in range(5):
+  ratios = []
+  for seed in range(15):
     w_KN, x_RK = problem(seed)
     codes_KN, found = gptq.gptq(w_KN, x_RK.T @ x_RK, grid)
     plain = grids.scales(w_KN, grid)
@@ -90,8 +98,9 @@ def test_outputs_are_closer_than_by_rounding_to_the_nearest(grid):
         grids.decode(grids.encode(w_KN, plain, grid), plain, grid),
       )
     ]
-    better += errors[0] < errors[1]
-  assert better >= 4
+    ratios.append(errors[0] / errors[1])
+  # With one or two bits not each time.
+  assert np.median(ratios) < 0.85
 
 
 def test_the_size_of_the_sums_does_not_matter():

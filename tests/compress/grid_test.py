@@ -1,4 +1,4 @@
-"""Integer grids: rounding, groups, clipping, and the gradient through them."""
+"""Grids: rounding, groups, rules, and the gradient through them."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,19 @@ from effformer.compress.grid import Grid
 
 K, N = 10, 3
 # The last tile of 4 of 10 inputs has two.
+MEANS = {'ternary': 2, 'absmean': 2, 'sign': 1}
 GRIDS = [
-  Grid(bits, group, 4 if group == 'tile' else 0, symmetric, clip_search)
-  for bits in (2, 3, 8)
+  Grid(bits, group, 4 if group == 'tile' else 0, symmetric, rule)
   for group in grids.GROUPS
-  for symmetric in (True, False)
-  for clip_search in (False, True)
+  for bits, symmetric, rule in (
+    *(
+      (bits, symmetric, rule)
+      for bits in (2, 3, 8)
+      for symmetric in (True, False)
+      for rule in ('extremes', 'clip')
+    ),
+    *((bits, True, rule) for rule, bits in MEANS.items()),
+  )
 ]
 
 
@@ -38,6 +45,14 @@ def groups_of(w_KN, grid):
 def by_hand(w, grid):
   """A group, rounded in float64 by the formulas of the module."""
   w = w.astype(np.float64)
+  mean = np.abs(w).mean()
+  if grid.rule == 'sign':
+    return np.where(w >= 0, mean, -mean)
+  if grid.rule == 'absmean':
+    return np.clip(np.round(w / mean), -1, 1) * mean
+  if grid.rule == 'ternary':
+    is_above = np.abs(w) > 0.7 * mean
+    return np.sign(w) * is_above * np.abs(w)[is_above].mean()
   if grid.symmetric:
     scale = np.abs(w).max() / grid.high or 1.0
     return np.clip(np.round(w / scale), grid.low, grid.high) * scale
@@ -54,7 +69,7 @@ def rounded(w_KN, grid):
 
 
 @pytest.mark.parametrize(
-  'grid', [g for g in GRIDS if not g.clip_search], ids=str
+  'grid', [g for g in GRIDS if g.rule != 'clip'], ids=str
 )
 def test_each_group_is_rounded_by_the_formula(grid):
   w_KN = weights()
@@ -76,6 +91,8 @@ def test_codes_are_on_the_grid_and_rounding_twice_is_rounding_once(grid):
   codes_KN = np.asarray(grids.encode(w_KN, found, grid))
   assert codes_KN.dtype == np.int32
   assert grid.low <= codes_KN.min() <= codes_KN.max() <= grid.high
+  assert not np.any((codes_KN - grid.low) % grid.stride)
+  assert len(range(grid.low, grid.high + 1, grid.stride)) <= 2**grid.bits
   y_KN = grids.decode(codes_KN, found, grid)
   np.testing.assert_array_equal(grids.encode(y_KN, found, grid), codes_KN)
 
@@ -87,8 +104,11 @@ def test_zeros_stay_zeros(grid):
   w_KN[:, 2] = 0
   y_KN = rounded(w_KN, grid)
   assert np.isfinite(y_KN).all()
-  np.testing.assert_array_equal(y_KN[0], 0)
-  np.testing.assert_array_equal(y_KN[:, 2], 0)
+  if grid.rule != 'sign':
+    np.testing.assert_array_equal(y_KN[0], 0)
+  # A sign says nothing of a zero beside others.
+  if grid.rule != 'sign' or grid.group != 'tensor':
+    np.testing.assert_array_equal(y_KN[:, 2], 0)
 
 
 @pytest.mark.parametrize('bits', [2, 3])
@@ -99,8 +119,8 @@ def test_the_best_clipping_point_is_no_worse(bits, group):
   w_KN[3] *= 5
   tile = 4 if group == 'tile' else 0
   plain, searched = (
-    rounded(w_KN, Grid(bits, group, tile, clip_search=search)) - w_KN
-    for search in (False, True)
+    rounded(w_KN, Grid(bits, group, tile, rule=rule)) - w_KN
+    for rule in ('extremes', 'clip')
   )
   for part in groups_of(w_KN, Grid(bits, group, tile)):
     assert (searched[part] ** 2).sum() <= (plain[part] ** 2).sum() * (1 + 1e-6)
@@ -113,6 +133,60 @@ def test_halves_are_rounded_to_even():
   assert found.scale.tolist() == [[1.0]]
   codes = grids.encode(w_KN, found, Grid(3))
   assert np.ravel(codes).tolist() == [3, 0, 2, 2, 0]
+
+
+def test_the_threshold_of_a_ternary_grid_is_not_half_its_scale():
+  # mean 1.7, threshold 1.19, and (4 + 1.3) / 2 of those above: 1.3 is 0.49 of
+  # it, but above the threshold.
+  w_KN = np.array([[4.0], [1.3], [-1.0], [0.5]], 'f4')
+  grid = Grid(2, rule='ternary')
+  found = grids.scales(w_KN, grid)
+  np.testing.assert_allclose(found.scale, [[2.65]], rtol=1e-6)
+  np.testing.assert_allclose(found.threshold, [[1.19]], rtol=1e-6)
+  codes = np.ravel(grids.encode(w_KN, found, grid))
+  assert codes.tolist() == [1, 1, 0, 0]
+  codes = np.ravel(grids.encode(w_KN, found, Grid(2, rule='absmean')))
+  assert codes.tolist() == [1, 0, 0, 0]
+
+
+def test_a_sign_has_no_zero():
+  w_KN = np.array([[-3.0], [0.0], [1.0], [2.0]], 'f4')
+  assert rounded(w_KN, Grid(1, rule='sign')).ravel().tolist() == [
+    -1.5, 1.5, 1.5, 1.5,
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize('rule', grids.RULES)
+def test_what_is_not_a_number_is_seen(rule):
+  w_KN = weights()
+  w_KN[2, 1] = np.nan
+  grid = Grid(MEANS.get(rule, 4), rule=rule)
+  y_KN = np.asarray(grids.fake_quantise(w_KN, grid))
+  assert np.isnan(y_KN[:, 1]).all()
+  assert np.isfinite(y_KN[:, [0, 2]]).all()
+
+
+@pytest.mark.parametrize('rule', ['sign', 'absmean', 'ternary'])
+def test_rows_that_fill_up_change_no_mean(rule):
+  grid = Grid(MEANS[rule], rule=rule)
+  w_KN = weights()
+  filled_KN = np.concatenate([w_KN, np.zeros((6, N), 'f4')])
+  found = grids.scales(filled_KN, grid, np.int32(K))
+  for x, y in zip(found, grids.scales(w_KN, grid), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+@pytest.mark.parametrize('grid', GRIDS[:: len(GRIDS) // 3], ids=str)
+def test_each_weight_has_what_its_group_has(grid):
+  shape = (K, N)
+  groups = grids.num_groups(shape, grid)
+  x_GN = np.arange(1.0, 1 + np.prod(groups)).reshape(groups)
+  spread_KN = np.asarray(grids.spread(x_GN, shape, grid))
+  parts = groups_of(spread_KN, grid)
+  numbers = np.broadcast_to(grids.num_elements(shape, grid), groups)
+  found = {spread_KN[part].min(): spread_KN[part].size for part in parts}
+  assert found == dict(zip(x_GN.ravel(), numbers.ravel(), strict=True))
+  assert all(np.ptp(spread_KN[part]) == 0 for part in parts)
 
 
 def test_finer_groups_and_more_bits_are_closer():
@@ -135,7 +209,7 @@ def test_finer_groups_and_more_bits_are_closer():
 def test_fake_is_what_storing_and_reading_gives(grid):
   w_KN = weights()
   fake_KN = jax.jit(lambda w: grids.fake_quantise(w, grid))(w_KN)
-  np.testing.assert_allclose(fake_KN, rounded(w_KN, grid), rtol=1e-6)
+  assert np.asarray(fake_KN).tobytes() == rounded(w_KN, grid).tobytes()
 
 
 def test_gradients_go_straight_through_where_nothing_is_clipped():
@@ -150,6 +224,26 @@ def test_gradients_go_straight_through_where_nothing_is_clipped():
   np.testing.assert_array_equal(gradient, direction * inside)
 
 
+@pytest.mark.parametrize(
+  ('rule', 'inside'),
+  [
+    ('sign', [0, 0, 1, 1, 1, 0]),
+    # Of means, more than half a step beyond the ends is not outside.
+    ('absmean', [1, 1, 1, 1, 1, 1]),
+    ('ternary', [1, 1, 1, 1, 1, 1]),
+  ],
+)
+def test_windows_of_the_rules_of_means(rule, inside):
+  w_KN = np.array([[-9.0], [-2.1], [-1.9], [0.0], [2.0], [3.1]], 'f4')
+  found = grids.Scales(np.full((1, 1), 2.0), np.zeros((1, 1)), 1.0)
+  grid = Grid(MEANS[rule], rule=rule)
+  direction = np.arange(1.0, 7.0, dtype='f4')[:, None]
+  gradient = jax.grad(
+    lambda w: (grids.fake_quantise(w, grid, found) * direction).sum()
+  )(w_KN)
+  np.testing.assert_array_equal(np.ravel(gradient), direction.ravel() * inside)
+
+
 def test_scales_are_constants_of_the_gradient():
   w_KN = weights()
   gradient = jax.grad(lambda w: grids.fake_quantise(w, Grid(8)).sum())(w_KN)
@@ -159,7 +253,12 @@ def test_scales_are_constants_of_the_gradient():
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    ({'bits': 1}, 'bits has to be 2 to 8, got 1'),
+    ({'bits': 1}, "bits has to be 2 to 8 with rule='extremes', got 1"),
+    ({'bits': 2, 'rule': 'sign'}, 'bits has to be 1 with'),
+    ({'bits': 3, 'rule': 'ternary'}, 'bits has to be 2 with'),
+    ({'bits': 3, 'rule': 'absmean'}, 'bits has to be 2 with'),
+    ({'bits': 4, 'rule': 'other'}, "got 'other'"),
+    ({'bits': 2, 'rule': 'absmean', 'symmetric': False}, 'is symmetric'),
     ({'bits': 9}, 'got 9'),
     ({'bits': 4, 'group': 'row'}, "got 'row'"),
     ({'bits': 4, 'group': 'tile'}, 'tile=0 does not go'),

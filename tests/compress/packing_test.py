@@ -25,6 +25,17 @@ def test_the_layout():
   assert packing.pack(np.array([-1, 0, 1, -1]), 2, -1).tolist() == [0b00100100]
 
 
+def test_codes_that_are_not_neighbours():
+  codes = np.array([[-1, 1, 1], [-1, -1, 1], [1, -1, -1]])
+  data = packing.pack(codes, 1, -1, 2)
+  assert data.tolist() == [0b01100110, 0]
+  found = packing.unpack(data, 1, -1, (3, 3), 2)
+  np.testing.assert_array_equal(found, codes)
+  for wrong in (0, 3, -3):
+    with pytest.raises(ValueError, match='in steps of 2'):
+      packing.pack(np.array([1, wrong]), 1, -1, 2)
+
+
 def test_pieces_join(monkeypatch):
   codes = np.random.default_rng(0).integers(0, 8, 100)
   whole = packing.pack(codes, 3, 0)

@@ -96,6 +96,24 @@ def test_bytes_are_those_of_packed_codes():
   assert mixer['out']['kernel'].packed_bytes == 18 + 12 * 5
 
 
+def test_scales_that_are_given():
+  plan = {QUERY: Grid(3), OUT: Grid(4)}
+  found = grids.Scales(jnp.full((1, H * K), 0.25), jnp.zeros((1, H * K)))
+  mixer = tensors.quantise(params(), plan, {QUERY: found})
+  mixer = mixer['encoder']['layer_0']['mixer']
+  x = params()['encoder']['layer_0']['mixer']['query']['kernel']
+  expected = np.clip(np.round(x / 0.25), -3, 3) * 0.25
+  read = tensors.dequantised(mixer['query']['kernel'])
+  np.testing.assert_array_equal(read, expected)
+  # The others are those of the rule.
+  own = grids.scales(normal(H, K, D, seed=1).reshape(-1, D), Grid(4))
+  np.testing.assert_array_equal(mixer['out']['kernel'].scale, own.scale)
+  with pytest.raises(ValueError, match='which the plan lacks'):
+    tensors.quantise(params(), {OUT: Grid(4)}, {QUERY: found})
+  with pytest.raises(ValueError, match=r'have to be \(1, 1\)'):
+    tensors.quantise(params(), {QUERY: Grid(4, 'tensor')}, {QUERY: found})
+
+
 def test_a_plan_that_does_not_fit():
   for path, words in (
     ('encoder/layer_1/mlp/in/kernel', 'which the model does not have'),
