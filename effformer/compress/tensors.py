@@ -7,6 +7,7 @@ positions, types) has the vectors as outputs, so that a channel is a row of it.
 Vectors (biases, norms) stay as they are.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class QTensor:
     grid: what it is rounded to.
     shape: of the parameter.
     is_table: whether its rows are the outputs.
+    inputs: s_K, where codes are of diag(s) W and the inputs x / s; empty for 1.
   """
 
   codes: jax.Array
@@ -46,12 +48,15 @@ class QTensor:
   grid: Grid = flax.struct.field(pytree_node=False)
   shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
   is_table: bool = flax.struct.field(pytree_node=False)
+  inputs: jax.Array = dataclasses.field(
+    default_factory=lambda: np.zeros(0, np.float32)
+  )
 
   @property
   def packed_bytes(self) -> int:
     """Bytes of codes, scales and zero points as they are stored."""
     total = packing.num_bytes(self.codes.size, self.grid.bits)
-    total += 4 * self.scale.size
+    total += 4 * (self.scale.size + self.inputs.size)
     return total + (0 if self.grid.symmetric else self.zero.size)
 
 
@@ -88,12 +93,22 @@ def uniform_plan(
   }
 
 
-def quantise(params: Any, plan: Plan) -> Any:
+def quantise(
+  params: Any, plan: Plan, factors: Mapping[str, jax.Array] | None = None
+) -> Any:
   """The parameters, those of the plan as `QTensor`.
 
+  Args:
+    params: numbers.
+    plan: what is rounded.
+    factors: s_K of some matrices W of the plan: diag(s) W is rounded, and s is
+      kept beside its codes, so that what they stand for is near W.
+
   Raises:
-    ConfigError: the plan names what is not there or cannot be rounded.
+    ConfigError: the plan names what is not there or cannot be rounded, or
+      factors are of what is not in it.
   """
+  factors = factors or {}
   flat = _flat(params)
   for path in plan:
     if path not in flat:
@@ -105,9 +120,17 @@ def quantise(params: Any, plan: Plan) -> Any:
         f'the plan names {path} {np.shape(flat[path])}, which is no matrix and '
         'is not rounded.\nLeave it out.'
       )
+  for path in factors:
+    if path not in plan:
+      raise ConfigError(
+        f'there are factors for the inputs of {path}, which the plan does not '
+        'round.\nLeave them out: such a matrix needs none.'
+      )
   return flax.traverse_util.unflatten_dict(
     {
-      path: _quantised(path, x, plan[path]) if path in plan else x
+      path: _quantised(path, x, plan[path], factors.get(path))
+      if path in plan
+      else x
       for path, x in flat.items()
     },
     sep='/',
@@ -125,9 +148,13 @@ def dequantise(params: Any) -> Any:
 
 def dequantised(x: QTensor) -> jax.Array:
   """What one tensor of codes stands for."""
-  found = grids.Scales(x.scale, x.zero)
-  w_KN = grids.decode(x.codes, found, x.grid)
-  return from_matrix(w_KN, x.shape, x.is_table)
+  return from_matrix(decoded(x), x.shape, x.is_table)
+
+
+def decoded(x: QTensor) -> jax.Array:
+  """What one tensor of codes stands for, as w_KN."""
+  w_KN = grids.decode(x.codes, grids.Scales(x.scale, x.zero), x.grid)
+  return w_KN / x.inputs[:, None] if x.inputs.size else w_KN
 
 
 def matrix(path: str, x: jax.Array) -> jax.Array:
@@ -146,6 +173,21 @@ def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
   return k, math.prod(shape) // k
 
 
+def checked_factor(path: str, s_K: jax.Array, inputs: int) -> jax.Array:
+  """Factors of the inputs of a matrix, float32 [k].
+
+  Raises:
+    ValueError: they are of another shape, or not above 0.
+  """
+  s_K = jnp.asarray(s_K, jnp.float32)
+  if s_K.shape != (inputs,) or not bool(jnp.all((s_K > 0) & (s_K < jnp.inf))):
+    raise ValueError(
+      f'{path} has {inputs} inputs, each of which needs a factor above 0; got '
+      f'{s_K.shape} from {s_K.min()} to {s_K.max()}'
+    )
+  return s_K
+
+
 def from_matrix(
   w_KN: jax.Array, shape: tuple[int, ...], is_table: bool
 ) -> jax.Array:
@@ -153,9 +195,14 @@ def from_matrix(
   return w_KN.T if is_table else w_KN.reshape(shape)
 
 
-def _quantised(path, x, grid):
-  codes, scale, zero = _encoded(matrix(path, jnp.asarray(x)), grid)
-  return QTensor(codes, scale, zero, grid, tuple(x.shape), is_table(path))
+def _quantised(path, x, grid, s_K=None):
+  w_KN, more = matrix(path, jnp.asarray(x)), {}
+  if s_K is not None:
+    s_K = checked_factor(path, s_K, w_KN.shape[0])
+    w_KN, more = w_KN * s_K[:, None], {'inputs': s_K}
+  codes, scale, zero = _encoded(w_KN, grid)
+  is_rows = is_table(path)
+  return QTensor(codes, scale, zero, grid, tuple(x.shape), is_rows, **more)
 
 
 @functools.partial(jax.jit, static_argnums=1)
