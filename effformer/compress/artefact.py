@@ -187,6 +187,8 @@ def _packed(params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays[f'{path}{_PART}scale'] = np.asarray(x.scale, np.float32)
     if not x.grid.symmetric:
       arrays[f'{path}{_PART}zero'] = np.asarray(x.zero).astype(np.uint8)
+    if x.inputs.size:
+      arrays[f'{path}{_PART}inputs'] = np.asarray(x.inputs, np.float32)
     packed[path] = {**dataclasses.asdict(x.grid), 'shape': list(x.shape)}
   return arrays, packed
 
@@ -215,6 +217,9 @@ def _unpacked_tensor(
   zero = np.zeros_like(scale)
   if not grid.symmetric:
     zero = arrays[f'{path}{_PART}zero'].astype(np.float32)
+  inputs = arrays.get(f'{path}{_PART}inputs', np.zeros(0, np.float32))
+  if inputs.size and inputs.shape != matrix[:1]:
+    raise ValueError(f'{path}: factors {inputs.shape}, not {matrix[:1]}')
   return QTensor(
     jnp.asarray(codes, tensors.code_type(grid)),
     jnp.asarray(scale),
@@ -222,6 +227,7 @@ def _unpacked_tensor(
     grid,
     shape,
     tensors.is_table(path),
+    jnp.asarray(inputs),
   )
 
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from effformer.models import encoder
 from effformer.models.block import Block
 from effformer.models.trunk import Trunk
 from effformer.shapes import Array
@@ -51,7 +52,8 @@ def collect(
     share group are one kernel.
 
   Raises:
-    ValueError: there are no batches, or layers cannot be run one by one.
+    ValueError: there are no batches, layers cannot be run one by one, or what
+      enters a dense layer is no token (global tokens, mixtures of tokens).
   """
   if module.reversible or module.extra_tokens:
     raise ValueError(
@@ -61,8 +63,8 @@ def collect(
   found: dict[str, Moments] = {}
   for batch in batches:
     x_BTD, tokens = _embedded(module, params, *batch)
-    for index, layer in enumerate(module.layers):
-      name = f'shared_{layer.share}' if layer.share else f'layer_{index}'
+    names = encoder.names_of(module.layers)
+    for name, layer in zip(names, module.layers, strict=True):
       block = Block(
         layer,
         norm_order=module.norm_order,
@@ -93,8 +95,13 @@ def _watched(block, params, x_BTD, tokens):
     is_dense = isinstance(context.module, nn.Dense | nn.DenseGeneral)
     if is_dense and context.method_name == '__call__':
       # Of the output projection, heads and their widths are one axis.
-      x_BTK = arguments[0].reshape(*x_BTD.shape[:2], -1)
       path = '/'.join(context.module.path)
+      if arguments[0].shape[:2] != x_BTD.shape[:2]:
+        raise ValueError(
+          f'calibration needs one input for each token, but {path} has '
+          f'{arguments[0].shape} for tokens {x_BTD.shape[:2]}'
+        )
+      x_BTK = arguments[0].reshape(*x_BTD.shape[:2], -1)
       seen[path] = _moments(x_BTK.astype(jnp.float32), tokens.keep_BT)
     return call(*arguments, **keywords)
 

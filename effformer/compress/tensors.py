@@ -7,6 +7,7 @@ positions, types) has the vectors as outputs, so that a channel is a row of it.
 Vectors (biases, norms) stay as they are.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ class QTensor:
     grid: what it is rounded to.
     shape: of the parameter.
     is_table: whether its rows are the outputs.
+    inputs: s_K, where codes are of diag(s) W and the inputs x / s; empty for 1.
   """
 
   codes: jax.Array
@@ -46,12 +48,15 @@ class QTensor:
   grid: Grid = flax.struct.field(pytree_node=False)
   shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
   is_table: bool = flax.struct.field(pytree_node=False)
+  inputs: jax.Array = dataclasses.field(
+    default_factory=lambda: np.zeros(0, np.float32)
+  )
 
   @property
   def packed_bytes(self) -> int:
     """Bytes of codes, scales and zero points as they are stored."""
     total = packing.num_bytes(self.codes.size, self.grid.bits)
-    total += 4 * self.scale.size
+    total += 4 * (self.scale.size + self.inputs.size)
     return total + (0 if self.grid.symmetric else self.zero.size)
 
 
@@ -89,7 +94,11 @@ def uniform_plan(
 
 
 def quantise(
-  params: Any, plan: Plan, found: Mapping[str, grids.Scales] | None = None
+  params: Any,
+  plan: Plan,
+  *,
+  found: Mapping[str, grids.Scales] | None = None,
+  factors: Mapping[str, jax.Array] | None = None,
 ) -> Any:
   """The parameters, those of the plan as `QTensor`.
 
@@ -98,17 +107,28 @@ def quantise(
     plan: what is rounded.
     found: scales that were found in another way than by the rule of the grid,
       such as learned ones; of some paths of the plan or of all.
+    factors: s_K of some matrices W of the plan: diag(s) W is rounded, and s is
+      kept beside its codes, so that what they stand for is near W.
 
   Raises:
-    ConfigError: the plan names what is not there or cannot be rounded.
+    ConfigError: the plan names what is not there or cannot be rounded, or
+      factors are of what is not in it.
     ValueError: there are scales of what the plan lacks, or of another shape.
   """
-  found = dict(found or {})
+  found, factors = dict(found or {}), dict(factors or {})
   check_known(found, plan)
+  for path in factors:
+    if path not in plan:
+      raise ConfigError(
+        f'there are factors for the inputs of {path}, which the plan does not '
+        'round.\nLeave them out: such a matrix needs none.'
+      )
   return _changed(
     params,
     plan,
-    lambda path, x, grid: _quantised(path, x, grid, found.get(path)),
+    lambda path, x, grid: _quantised(
+      path, x, grid, found.get(path), factors.get(path)
+    ),
   )
 
 
@@ -151,9 +171,13 @@ def dequantise(params: Any) -> Any:
 
 def dequantised(x: QTensor) -> jax.Array:
   """What one tensor of codes stands for."""
-  found = grids.Scales(x.scale, x.zero)
-  w_KN = grids.decode(x.codes, found, x.grid)
-  return from_matrix(w_KN, x.shape, x.is_table)
+  return from_matrix(decoded(x), x.shape, x.is_table)
+
+
+def decoded(x: QTensor) -> jax.Array:
+  """What one tensor of codes stands for, as w_KN."""
+  w_KN = grids.decode(x.codes, grids.Scales(x.scale, x.zero), x.grid)
+  return w_KN / x.inputs[:, None] if x.inputs.size else w_KN
 
 
 def matrix(path: str, x: jax.Array) -> jax.Array:
@@ -170,6 +194,21 @@ def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
   is_joining = path.endswith('/mixer/out/kernel')
   k = math.prod(shape[:-1]) if is_joining else shape[0]
   return k, math.prod(shape) // k
+
+
+def checked_factor(path: str, s_K: jax.Array, inputs: int) -> jax.Array:
+  """Factors of the inputs of a matrix, float32 [k].
+
+  Raises:
+    ValueError: they are of another shape, or not above 0.
+  """
+  s_K = jnp.asarray(s_K, jnp.float32)
+  if s_K.shape != (inputs,) or not bool(jnp.all((s_K > 0) & (s_K < jnp.inf))):
+    raise ValueError(
+      f'{path} has {inputs} inputs, each of which needs a factor above 0; got '
+      f'{s_K.shape} from {s_K.min()} to {s_K.max()}'
+    )
+  return s_K
 
 
 def from_matrix(
@@ -200,14 +239,19 @@ def _changed(params, plan, change):
   )
 
 
-def _quantised(path, x, grid, found):
-  groups = num_groups(matrix_shape(path, x.shape), grid)
+def _quantised(path, x, grid, found, s_K):
+  w_KN, more = matrix(path, jnp.asarray(x)), {}
+  groups = num_groups(w_KN.shape, grid)
   if found is not None and found.scale.shape != groups:
     raise ValueError(
       f'the scales of {path} have to be {groups}, got {found.scale.shape}'
     )
-  codes, scale, zero = _encoded(matrix(path, jnp.asarray(x)), found, grid)
-  return QTensor(codes, scale, zero, grid, tuple(x.shape), is_table(path))
+  if s_K is not None:
+    s_K = checked_factor(path, s_K, w_KN.shape[0])
+    w_KN, more = w_KN * s_K[:, None], {'inputs': s_K}
+  codes, scale, zero = _encoded(w_KN, found, grid)
+  is_rows = is_table(path)
+  return QTensor(codes, scale, zero, grid, tuple(x.shape), is_rows, **more)
 
 
 @functools.partial(jax.jit, static_argnames='grid')

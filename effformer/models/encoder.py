@@ -110,7 +110,7 @@ class Encoder(nn.Module):
       width: D.
     """
     result = []
-    for run in _runs(self.layers, self._names()):
+    for run in _runs(self.layers, names_of(self.layers), params):
       states = [
         self._block(self.layers[index]).init_state(
           params[name], batch_size, max_length, width
@@ -121,13 +121,6 @@ class Encoder(nn.Module):
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
       result.append(states)
     return tuple(result)
-
-  @nn.nowrap
-  def _names(self):
-    return [
-      f'shared_{layer.share}' if layer.share else f'layer_{index}'
-      for index, layer in enumerate(self.layers)
-    ]
 
   @nn.nowrap
   def _block(self, layer):
@@ -144,7 +137,7 @@ class Encoder(nn.Module):
   def _run(self, x_BTD, tokens, deterministic, state):
     if self.extra_tokens:
       x_BTD, tokens = self._with_extra_tokens(x_BTD, tokens)
-    names, blocks, params = self._names(), {}, {}
+    names, blocks, params = names_of(self.layers), {}, {}
     for name, layer in zip(names, self.layers, strict=True):
       if name not in blocks:
         blocks[name] = self._block(layer)
@@ -174,7 +167,7 @@ class Encoder(nn.Module):
         rngs=rngs,
       )
 
-    runs, context = _runs(self.layers, names), (tokens, key)
+    runs, context = _runs(self.layers, names, params), (tokens, key)
     if self.reversible and state is None:
       x_BTD = _apply_reversible(apply, runs, params, context, x_BTD)
     elif self.reversible:
@@ -216,19 +209,39 @@ class Encoder(nn.Module):
     return self.get_variable('params', name)
 
 
+def names_of(layers: tuple[LayerConfig, ...]) -> list[str]:
+  """Where the parameters of each layer stand; a share group has one place."""
+  return [
+    f'shared_{layer.share}' if layer.share else f'layer_{index}'
+    for index, layer in enumerate(layers)
+  ]
+
+
 def _init_block(rng, block, x_BTD, tokens):
   variables = block.init(rng, x_BTD, tokens=tokens, deterministic=True)
   return variables['params']
 
 
-def _runs(layers, names):
-  """Consecutive blocks of equal configuration."""
+def _runs(layers, names, params):
+  """Consecutive blocks of equal configuration and parameters of equal form."""
+  forms = {name: _form(params[name]) for name in set(names)}
   result = []
-  for _, equal in itertools.groupby(enumerate(layers), lambda e: e[1]):
-    indices = tuple(index for index, _ in equal)
+  for _, equal in itertools.groupby(
+    range(len(layers)), lambda index: (layers[index], forms[names[index]])
+  ):
+    indices = tuple(equal)
     own = tuple(names[index] for index in indices)
     result.append(reversible.Run(own, indices, len(indices) >= SCAN_FROM))
   return tuple(result)
+
+
+def _form(params):
+  """What has to be equal for parameters to be stacked.
+
+  Those of compressed models differ where layers have other grids.
+  """
+  leaves, structure = jax.tree.flatten(params)
+  return structure, tuple((x.shape, x.dtype) for x in leaves)
 
 
 def _apply_runs(apply, runs, params, context, x, state):

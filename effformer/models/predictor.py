@@ -106,13 +106,16 @@ class Predictor(trunk.Trunk):
   def _logits(self, y_BTD):
     if self.token_head == 'dense':
       return nn.Dense(self.vocabulary_size, name='head_tokens')(y_BTD)
-    embedding_YD = self.get_variable('params', 'embedding')['embedding']
     if self.token_head == 'tied':
-      return y_BTD @ embedding_YD.T
+      return self.tied_logits(y_BTD)
     y_BTD = nn.Dense(self.width, name='head_in')(y_BTD)
     y_BTD = layers.ACTIVATIONS[self.head_activation](y_BTD)
     y_BTD = nn.LayerNorm(self.norm_epsilon, name='head_norm')(y_BTD)
     bias_Y = self.param(
       'head_bias', nn.initializers.zeros, (self.vocabulary_size,)
     )
-    return y_BTD @ embedding_YD.T + bias_Y[None, None]
+    return self.tied_logits(y_BTD) + bias_Y[None, None]
+
+  def tied_logits(self, y_BTD: jax.Array) -> jax.Array:
+    """E y; a method, so that tools can answer it in another way."""
+    return y_BTD @ self.get_variable('params', 'embedding')['embedding'].T

@@ -35,6 +35,20 @@ def compressed(path, grid, layers=None):
   )
 
 
+def with_factors(path, grid):
+  """Of three kernels, those of the others are 1."""
+  model = pretrained.load(folder_of('bert-classifier', path))
+  plan = tensors.uniform_plan(model.params, grid)
+  rng = np.random.default_rng(0)
+  factors = {
+    f'encoder/layer_1/{name}/kernel': rng.uniform(0.5, 2, width).astype('f4')
+    for name, width in (('mixer/query', 12), ('mixer/out', 12), ('mlp/in', 12))
+  }
+  return artefact.make(
+    model, tensors.quantise(model.params, plan, factors=factors)
+  )
+
+
 def logits(model):
   arrays = golden('bert-classifier')[2]
   return outputs(model._replace(params=model.numbers), arrays)
@@ -54,6 +68,27 @@ def test_reading_gives_the_same_bits(grid, tmp_path):
   np.testing.assert_array_equal(logits(again), logits(model))
   stored = sum(x.stat().st_size for x in (tmp_path / 'small').iterdir())
   assert size == stored
+
+
+@pytest.mark.parametrize('grid', GRIDS, ids=str)
+def test_factors_are_read_again(grid, tmp_path):
+  model = with_factors(tmp_path / 'bert', grid)
+  artefact.save(model, tmp_path / 'small')
+  again = artefact.load(tmp_path / 'small')
+  kernel = again.params['encoder']['layer_1']['mixer']['query']['kernel']
+  assert kernel.inputs.shape == (12,)
+  jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+  np.testing.assert_array_equal(logits(again), logits(model))
+
+
+def test_factors_of_another_matrix_are_refused(tmp_path):
+  model = with_factors(tmp_path / 'bert', Grid(8))
+  kernel = model.params['encoder']['layer_1']['mixer']['query']['kernel']
+  model.params['encoder']['layer_1']['mixer']['query']['kernel'] = (
+    kernel.replace(inputs=kernel.inputs[1:])
+  )
+  artefact.save(model, tmp_path / 'small')
+  assert 'mixer/query/kernel: factors (11,)' in refusal(tmp_path / 'small')
 
 
 def test_fewer_bits_are_fewer_bytes(tmp_path):

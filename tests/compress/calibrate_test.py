@@ -91,4 +91,9 @@ def test_what_cannot_be_calibrated(bert):
   module = dataclasses.replace(bert.module, extra_tokens=2)
   with pytest.raises(ValueError, match='extra_tokens=2'):
     calibrate.collect(module, bert.params, [batch()])
+  # Queries of global tokens, fewer than there are tokens.
+  settings = {'attention_window': 2, 'global_tokens': 2}
+  other = pretrained.swap(bert, 'longformer', (1,), settings=settings).model
+  with pytest.raises(ValueError, match='mixer/query_global has'):
+    calibrate.collect(other.module, other.params, [batch()])
   assert jnp.isfinite(bert.params['positions']).all()

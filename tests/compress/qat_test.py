@@ -79,7 +79,7 @@ def test_means_do_not_depend_on_how_a_table_lies_in_memory(rule):
 def test_what_is_stored_are_the_numbers_of_learned_steps(grid):
   plan = tensors.uniform_plan(params(), grid)
   steps = jax.tree.map(lambda x: 0.73 * x, qat.initial_steps(params(), plan))
-  stored = tensors.quantise(params(), plan, qat.scales(steps))
+  stored = tensors.quantise(params(), plan, found=qat.scales(steps))
   fake = jax.jit(lambda p, s: qat.fake(p, plan, s))(params(), steps)
   assert_same_bits(fake, tensors.dequantise(stored))
   own = tensors.dequantise(tensors.quantise(params(), plan))
@@ -227,7 +227,7 @@ def test_training_for_rounding_beats_rounding_after_training(grid):
   run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=400)[0][0])
   state = run((start, optimiser.init(start)))
   after, trained = (
-    error(tensors.dequantise(tensors.quantise(params, plan, found)))
+    error(tensors.dequantise(tensors.quantise(params, plan, found=found)))
     for params, found in (
       (start['params'], None),
       (state['params'], qat.scales(state['steps'])),

@@ -99,7 +99,7 @@ def test_bytes_are_those_of_packed_codes():
 def test_scales_that_are_given():
   plan = {QUERY: Grid(3), OUT: Grid(4)}
   found = grids.Scales(jnp.full((1, H * K), 0.25), jnp.zeros((1, H * K)))
-  mixer = tensors.quantise(params(), plan, {QUERY: found})
+  mixer = tensors.quantise(params(), plan, found={QUERY: found})
   mixer = mixer['encoder']['layer_0']['mixer']
   x = params()['encoder']['layer_0']['mixer']['query']['kernel']
   expected = np.clip(np.round(x / 0.25), -3, 3) * 0.25
@@ -109,9 +109,9 @@ def test_scales_that_are_given():
   own = grids.scales(normal(H, K, D, seed=1).reshape(-1, D), Grid(4))
   np.testing.assert_array_equal(mixer['out']['kernel'].scale, own.scale)
   with pytest.raises(ValueError, match='which the plan lacks'):
-    tensors.quantise(params(), {OUT: Grid(4)}, {QUERY: found})
+    tensors.quantise(params(), {OUT: Grid(4)}, found={QUERY: found})
   with pytest.raises(ValueError, match=r'have to be \(1, 1\)'):
-    tensors.quantise(params(), {QUERY: Grid(4, 'tensor')}, {QUERY: found})
+    tensors.quantise(params(), {QUERY: Grid(4, 'tensor')}, found={QUERY: found})
 
 
 def test_a_plan_that_does_not_fit():
@@ -122,3 +122,33 @@ def test_a_plan_that_does_not_fit():
   ):
     with pytest.raises(ConfigError, match=words):
       tensors.quantise(params(), {path: Grid(8)})
+
+
+# Factors of the inputs.
+
+
+def test_codes_with_factors_are_of_the_scaled_matrix():
+  s_K = np.array([0.5, 4, 1, 2, 0.25, 8], 'f4')
+  plan = {OUT: Grid(3, 'tile', 4), QUERY: Grid(8)}
+  mixer = tensors.quantise(params(), plan, factors={OUT: s_K})
+  mixer = mixer['encoder']['layer_0']['mixer']
+  out, query = mixer['out']['kernel'], mixer['query']['kernel']
+  w_KN = normal(H, K, D, seed=1).reshape(-1, D)
+  found = grids.fake_quantise(s_K[:, None] * w_KN, Grid(3, 'tile', 4))
+  np.testing.assert_allclose(
+    tensors.dequantised(out).reshape(-1, D), found / s_K[:, None], rtol=1e-6
+  )
+  np.testing.assert_array_equal(out.inputs, s_K)
+  assert query.inputs.size == 0
+  # 36 codes of 3 bits, two tiles of 6 channels, and 6 factors.
+  assert out.packed_bytes == 14 + 4 * 12 + 4 * 6
+  assert query.packed_bytes == 36 + 4 * 6
+
+
+def test_factors_that_do_not_fit():
+  plan = {OUT: Grid(8)}
+  with pytest.raises(ConfigError, match='which the plan does not round'):
+    tensors.quantise(params(), plan, factors={QUERY: np.ones(D)})
+  for wrong in (np.ones(5), np.zeros(6), -np.ones(6), np.full(6, np.inf)):
+    with pytest.raises(ValueError, match='has 6 inputs'):
+      tensors.quantise(params(), plan, factors={OUT: wrong})

@@ -61,6 +61,24 @@ def test_layers_start_apart():
   assert np.all(first != second)
 
 
+@pytest.mark.parametrize('change', ['type', 'shape', 'structure'])
+def test_layers_whose_parameters_differ_in_form_are_not_stacked(change):
+  """Compressed models have other arrays where layers have other grids."""
+  layers = (layer(),) * 5
+  names = encoder.names_of(layers)
+  params = {name: {'x': np.ones((2, 3), 'f4')} for name in names}
+  (one,) = encoder._runs(layers, names, params)
+  assert one.indices == (0, 1, 2, 3, 4)
+  params['layer_3'] = {
+    'type': {'x': np.ones((2, 3), 'i1')},
+    'shape': {'x': np.ones((3, 2), 'f4')},
+    'structure': {'x': (np.ones((2, 3), 'f4'),)},
+  }[change]
+  runs = encoder._runs(layers, names, params)
+  assert [run.indices for run in runs] == [(0, 1, 2), (3,), (4,)]
+  assert [run.is_scanned for run in runs] == [True, False, False]
+
+
 def test_scanned_layers_equal_one_at_a_time(monkeypatch):
   module = encoder.Encoder((layer(),) * 4)
   params = parameters_of(module)

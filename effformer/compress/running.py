@@ -1,0 +1,178 @@
+"""A model whose parameters are codes, run as it is.
+
+    y = running.apply(model.module, model.params, ids_BT, lengths_B)
+
+The calls of dense layers and embeddings whose kernels are `QTensor`s are
+answered here, from the codes: the arguments of the compiled program, and what
+lies in memory between calls, are codes.
+
+With `activations=None` a kernel is decoded at each call, and multiplied as
+numbers. That makes a model small; it makes it no faster, since decoding comes
+on top. With rounded activations integers are multiplied, see `int8`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from effformer.compress import int8, tensors
+from effformer.compress.tensors import QTensor
+from effformer.errors import ConfigError
+from effformer.models.predictor import Predictor
+from effformer.shapes import Array
+
+# Parameters that modules do not ask for by a call, and so are decoded first.
+_READ_AT_ONCE = ('positions', 'extra_tokens')
+
+
+@flax.struct.dataclass
+class _Static:
+  """A tensor of codes, and the scale of its inputs."""
+
+  tensor: QTensor
+  scale: jax.Array
+
+  @property
+  def shape(self):
+    """Of the parameter, which mechanisms ask for."""
+    return self.tensor.shape
+
+
+def apply(
+  module: nn.Module,
+  params: Any,
+  *args: Any,
+  activations: str | Mapping[str, Array] | None = None,
+  **kwargs: Any,
+) -> Any:
+  """`module.apply`, with parameters some of which are codes.
+
+  Pure; under `jax.jit` the module is static, and so is a name of activations.
+
+  Args:
+    module: the network.
+    params: numbers and `QTensor`s. Layers that are alike are compiled once
+      where their grids are equal too.
+    *args: of the module.
+    activations: None for inputs of dense layers as they are; 'dynamic' for 8
+      bits with a scale for each token; or static scales by paths of kernels,
+      see `int8.static_scales`. Kernels that are not named have their inputs as
+      they are; in a stream, name those of all layers or of none.
+    **kwargs: of the module, and of `module.apply`, such as `method`.
+
+  Raises:
+    ConfigError: no such name, or scales of what is no tensor of codes.
+    ValueError: see `int8.product`.
+  """
+  is_dynamic = isinstance(activations, str)
+  if is_dynamic and activations != 'dynamic':
+    raise ConfigError(
+      f"activations has to be None, 'dynamic' or scales, got {activations!r}."
+    )
+  ready = _ready(params, {} if is_dynamic else activations or {})
+
+  def answer(call, arguments, keywords, context):
+    own, method = context.module, context.method_name
+    if isinstance(own, nn.Dense | nn.DenseGeneral) and method == '__call__':
+      leaf = own.get_variable('params', 'kernel')
+      if isinstance(leaf, QTensor | _Static):
+        return _dense(own, leaf, arguments[0], is_dynamic)
+    elif isinstance(own, nn.Embed) and method in ('setup', '__call__'):
+      leaf = own.get_variable('params', 'embedding')
+      if isinstance(leaf, QTensor | _Static):
+        # The set-up would ask for an array.
+        return None if method == 'setup' else _rows(own, leaf, arguments[0])
+    elif isinstance(own, Predictor) and method == 'tied_logits':
+      leaf = own.get_variable('params', 'embedding')['embedding']
+      if isinstance(leaf, QTensor | _Static):
+        return _over_last(leaf, arguments[0], is_dynamic)
+    return call(*arguments, **keywords)
+
+  with nn.intercept_methods(answer):
+    return module.apply({'params': ready}, *args, **kwargs)
+
+
+def _ready(params, scales):
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  for path in scales:
+    is_called = path.rpartition('/')[2] not in _READ_AT_ONCE
+    if not (isinstance(flat.get(path), QTensor) and is_called):
+      raise ConfigError(
+        f'activations has a scale for {path}, which is no dense layer that is '
+        'kept as codes.\nLeave it out.'
+      )
+  ready = {}
+  for path, x in flat.items():
+    if path in scales:
+      x = _Static(x, jnp.asarray(scales[path], jnp.float32))
+    elif isinstance(x, QTensor) and path.rpartition('/')[2] in _READ_AT_ONCE:
+      x = tensors.dequantised(x)
+    ready[path] = x
+  return flax.traverse_util.unflatten_dict(ready, sep='/')
+
+
+def _dense(dense, leaf, x, is_dynamic):
+  """What `nn.Dense` and `nn.DenseGeneral` give."""
+  axis = getattr(dense, 'axis', -1)
+  axes = (axis,) if isinstance(axis, int) else tuple(axis)
+  kept = x.ndim - len(axes)
+  inputs = math.prod(x.shape[kept:])
+  codes = _tensor(leaf).codes
+  is_last = sorted(a % x.ndim for a in axes) == list(range(kept, x.ndim))
+  if not is_last or inputs != codes.shape[0]:
+    raise ValueError(
+      f'{"/".join(dense.path)} takes axes {axes} of {x.shape}, and its codes '
+      f'are {codes.shape}'
+    )
+  dtype = dense.dtype or jnp.result_type(x, jnp.float32)
+  x = x.reshape(*x.shape[:kept], inputs).astype(dtype)
+  y = _over_last(leaf, x, is_dynamic, dense.precision)
+  y = y.reshape(*y.shape[:-1], *leaf.shape[len(axes) :])
+  if not dense.use_bias:
+    return y
+  bias = dense.get_variable('params', 'bias').astype(dtype)
+  return y + bias.reshape((1,) * kept + bias.shape)
+
+
+def _over_last(leaf, x, is_dynamic, precision=None):
+  """The product with the last axis of x, in its type."""
+  x_LK = x.reshape(-1, x.shape[-1])
+  if isinstance(leaf, _Static):
+    y_LN = int8.product(x_LK, leaf.tensor, leaf.scale)
+  elif is_dynamic:
+    y_LN = int8.product(x_LK, leaf)
+  else:
+    w_KN = tensors.decoded(leaf).astype(x.dtype)
+    y_LN = jnp.matmul(x_LK, w_KN, precision=precision)
+  return y_LN.reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+
+def _rows(embed, leaf, ids):
+  """What `nn.Embed` gives; of the table only these rows are decoded."""
+  table = _tensor(leaf)
+  number = table.shape[0]
+  if number == 1:
+    # It has this row for all ids.
+    ids = jnp.zeros_like(ids)
+  flat_L = ids.ravel()
+  scale, zero = table.scale, table.zero
+  if table.grid.group != 'tensor':
+    scale, zero = (jnp.take(x, flat_L, axis=1) for x in (scale, zero))
+  rows = table.replace(
+    codes=jnp.take(table.codes, flat_L, axis=1), scale=scale, zero=zero
+  )
+  x_LD = tensors.decoded(rows).T
+  # Codes have no NaN for an id that is not there.
+  is_there_L = (flat_L >= -number) & (flat_L < number)
+  x_LD = jnp.where(is_there_L[:, None], x_LD, jnp.nan)
+  return x_LD.reshape(*ids.shape, -1).astype(embed.dtype or jnp.float32)
+
+
+def _tensor(leaf):
+  return leaf.tensor if isinstance(leaf, _Static) else leaf
