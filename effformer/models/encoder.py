@@ -49,6 +49,8 @@ class Encoder(nn.Module):
       of BigBird's ETC; to others they are tokens like all. Positions within
       mixers count them, those added to the row before stay as they were. One
       segment a row only.
+    unrolled: layers that are alike are not scanned, so that what they compute
+      can be looked at from outside. The same function; longer to compile.
   """
 
   layers: tuple[LayerConfig, ...]
@@ -59,6 +61,7 @@ class Encoder(nn.Module):
   remat: bool = False
   reversible: bool = False
   extra_tokens: int = 0
+  unrolled: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -110,7 +113,7 @@ class Encoder(nn.Module):
       width: D.
     """
     result = []
-    for run in _runs(self.layers, self._names()):
+    for run in self._runs():
       states = [
         self._block(self.layers[index]).init_state(
           params[name], batch_size, max_length, width
@@ -123,11 +126,11 @@ class Encoder(nn.Module):
     return tuple(result)
 
   @nn.nowrap
-  def _names(self):
-    return [
-      f'shared_{layer.share}' if layer.share else f'layer_{index}'
-      for index, layer in enumerate(self.layers)
-    ]
+  def _runs(self):
+    runs = _runs(self.layers)
+    if self.unrolled:
+      runs = tuple(run._replace(is_scanned=False) for run in runs)
+    return runs
 
   @nn.nowrap
   def _block(self, layer):
@@ -144,7 +147,7 @@ class Encoder(nn.Module):
   def _run(self, x_BTD, tokens, deterministic, state):
     if self.extra_tokens:
       x_BTD, tokens = self._with_extra_tokens(x_BTD, tokens)
-    names, blocks, params = self._names(), {}, {}
+    names, blocks, params = layer_names(self.layers), {}, {}
     for name, layer in zip(names, self.layers, strict=True):
       if name not in blocks:
         blocks[name] = self._block(layer)
@@ -174,7 +177,7 @@ class Encoder(nn.Module):
         rngs=rngs,
       )
 
-    runs, context = _runs(self.layers, names), (tokens, key)
+    runs, context = self._runs(), (tokens, key)
     if self.reversible and state is None:
       x_BTD = _apply_reversible(apply, runs, params, context, x_BTD)
     elif self.reversible:
@@ -221,9 +224,17 @@ def _init_block(rng, block, x_BTD, tokens):
   return variables['params']
 
 
-def _runs(layers, names):
+def layer_names(layers: tuple[LayerConfig, ...]) -> list[str]:
+  """Where the parameters of each layer stand; once a group that shares them."""
+  return [
+    f'shared_{layer.share}' if layer.share else f'layer_{index}'
+    for index, layer in enumerate(layers)
+  ]
+
+
+def _runs(layers):
   """Consecutive blocks of equal configuration."""
-  result = []
+  names, result = layer_names(layers), []
   for _, equal in itertools.groupby(enumerate(layers), lambda e: e[1]):
     indices = tuple(index for index, _ in equal)
     own = tuple(names[index] for index in indices)

@@ -61,12 +61,17 @@ def test_layers_start_apart():
   assert np.all(first != second)
 
 
-def test_scanned_layers_equal_one_at_a_time(monkeypatch):
+def test_scanned_layers_equal_one_at_a_time():
   module = encoder.Encoder((layer(),) * 4)
   params = parameters_of(module)
   scanned_BTD = jitted(module)(params, X_BTD)
-  monkeypatch.setattr(encoder, 'SCAN_FROM', 99)
-  unrolled = jitted(module)
+  apart = dataclasses.replace(module, unrolled=True)
+  loops = [
+    str(jax.make_jaxpr(jitted(m))(params, X_BTD)).count('length=4')
+    for m in (module, apart)
+  ]
+  assert loops == [1, 0]
+  unrolled = jitted(apart)
   unrolled_BTD = unrolled(params, X_BTD)
   np.testing.assert_allclose(scanned_BTD, unrolled_BTD, atol=1e-5)
   swapped = {
