@@ -1,7 +1,6 @@
 """What enters each dense layer of an encoder, on calibration texts.
 
-Layers are run one after the other and not scanned, so that inputs can be
-looked at; padding is not counted.
+Padding is not counted.
 """
 
 import functools
@@ -12,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from effformer.compress import inside
 from effformer.models import encoder
-from effformer.models.block import Block
 from effformer.models.trunk import Trunk
 from effformer.shapes import Array
 
@@ -52,64 +51,42 @@ def collect(
     share group are one kernel.
 
   Raises:
-    ValueError: there are no batches, layers cannot be run one by one, or what
-      enters a dense layer is no token (global tokens, mixtures of tokens).
+    ValueError: there are no batches, layers cannot be looked at, or what enters
+      a dense layer is no token (global tokens, mixtures of tokens).
   """
-  if module.reversible or module.extra_tokens:
-    raise ValueError(
-      'calibration needs an encoder with one stream and no extra tokens, got '
-      f'reversible={module.reversible} and extra_tokens={module.extra_tokens}'
-    )
   found: dict[str, Moments] = {}
   for batch in batches:
-    x_BTD, tokens = _embedded(module, params, *batch)
-    names = encoder.names_of(module.layers)
-    for name, layer in zip(names, module.layers, strict=True):
-      block = Block(
-        layer,
-        norm_order=module.norm_order,
-        norm_epsilon=module.norm_epsilon,
-        dtype=module.dtype,
-        parent=None,
-      )
-      x_BTD, own = _watched(block, params['encoder'][name], x_BTD, tokens)
-      for path, moments in own.items():
-        path = f'encoder/{name}/{path}/kernel'
-        before = found.get(path)
-        found[path] = moments if before is None else _sum(before, moments)
+    found = _joined(found, _seen(module, params, *batch))
   if not found:
     raise ValueError('calibration needs at least one batch')
   return found
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embedded(module, params, *batch):
-  return module.apply({'params': params}, *batch, method='embedded')
+def _seen(module, params, ids_BT, lengths_B, types_BT=None):
+  names, found = encoder.layer_names(module.layers), {}
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _watched(block, params, x_BTD, tokens):
-  seen = {}
-
-  def watch(call, arguments, keywords, context):
-    is_dense = isinstance(context.module, nn.Dense | nn.DenseGeneral)
-    if is_dense and context.method_name == '__call__':
+  def see(call):
+    nonlocal found
+    is_dense = isinstance(call.module, nn.Dense | nn.DenseGeneral)
+    if is_dense and call.method == '__call__':
+      keep_BT = call.tokens.keep_BT
       # Of the output projection, heads and their widths are one axis.
-      path = '/'.join(context.module.path)
-      if arguments[0].shape[:2] != x_BTD.shape[:2]:
+      path = '/'.join(call.module.path)
+      if call.arguments[0].shape[:2] != keep_BT.shape:
         raise ValueError(
           f'calibration needs one input for each token, but {path} has '
-          f'{arguments[0].shape} for tokens {x_BTD.shape[:2]}'
+          f'{call.arguments[0].shape} for tokens {keep_BT.shape}'
         )
-      x_BTK = arguments[0].reshape(*x_BTD.shape[:2], -1)
-      seen[path] = _moments(x_BTK.astype(jnp.float32), tokens.keep_BT)
-    return call(*arguments, **keywords)
+      x_BTK = call.arguments[0].reshape(*keep_BT.shape, -1)
+      path = '/'.join(('encoder', names[call.layer], path))
+      own = _moments(x_BTK.astype(jnp.float32), keep_BT)
+      found = _joined(found, {f'{path}/kernel': own})
 
-  with nn.intercept_methods(watch):
-    y_BTD, _ = block.apply(
-      {'params': params}, x_BTD, tokens=tokens, deterministic=True
-    )
-  return y_BTD, seen
+  inside.apply(
+    module, params, see, ids_BT, lengths_B, types_BT=types_BT, method='vectors'
+  )
+  return found
 
 
 def _moments(x_BTK, keep_BT):
@@ -121,6 +98,11 @@ def _moments(x_BTK, keep_BT):
     absolute_LK.sum(axis=0),
     keep_BT.sum(),
   )
+
+
+def _joined(a, b):
+  """Moments of both; those of a kernel that is in both are added."""
+  return {**a, **b} | {path: _sum(a[path], b[path]) for path in a if path in b}
 
 
 def _sum(a, b):

@@ -95,7 +95,7 @@ def places(config: ml_collections.ConfigDict, params: Any) -> list[Place]:
   """
   flat = flatten(params)
   layers = build.layer_configs(config)
-  names = encoder.names_of(layers)
+  names = encoder.layer_names(layers)
   found = []
   # Layers of a share group are one.
   for name, layer in dict(zip(names, layers, strict=True)).items():

@@ -28,14 +28,3 @@ class Embedder(classifier.Pooled):
     pooled_BD = self._pooled(ids_BT, lengths_B, deterministic, step, types_BT)
     norm_B1 = jnp.linalg.norm(pooled_BD, axis=-1, keepdims=True)
     return pooled_BD / jnp.maximum(norm_B1, 1e-12)
-
-  @nn.compact
-  def vectors(
-    self,
-    ids_BT: jax.Array,
-    lengths_B: jax.Array,
-    *,
-    types_BT: jax.Array | None = None,
-  ) -> jax.Array:
-    """Vectors of the tokens, [B, T, D]; behind a row they mean nothing."""
-    return self._tokens(ids_BT, lengths_B, types_BT=types_BT)[0]

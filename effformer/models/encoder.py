@@ -49,6 +49,8 @@ class Encoder(nn.Module):
       of BigBird's ETC; to others they are tokens like all. Positions within
       mixers count them, those added to the row before stay as they were. One
       segment a row only.
+    unrolled: layers that are alike are not scanned, so that what they compute
+      can be looked at from outside. The same function; longer to compile.
   """
 
   layers: tuple[LayerConfig, ...]
@@ -59,6 +61,7 @@ class Encoder(nn.Module):
   remat: bool = False
   reversible: bool = False
   extra_tokens: int = 0
+  unrolled: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -110,7 +113,7 @@ class Encoder(nn.Module):
       width: D.
     """
     result = []
-    for run in _runs(self.layers, names_of(self.layers), params):
+    for run in self._runs(params):
       states = [
         self._block(self.layers[index]).init_state(
           params[name], batch_size, max_length, width
@@ -121,6 +124,13 @@ class Encoder(nn.Module):
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
       result.append(states)
     return tuple(result)
+
+  @nn.nowrap
+  def _runs(self, params):
+    runs = _runs(self.layers, layer_names(self.layers), params)
+    if self.unrolled:
+      runs = tuple(run._replace(is_scanned=False) for run in runs)
+    return runs
 
   @nn.nowrap
   def _block(self, layer):
@@ -137,7 +147,7 @@ class Encoder(nn.Module):
   def _run(self, x_BTD, tokens, deterministic, state):
     if self.extra_tokens:
       x_BTD, tokens = self._with_extra_tokens(x_BTD, tokens)
-    names, blocks, params = names_of(self.layers), {}, {}
+    names, blocks, params = layer_names(self.layers), {}, {}
     for name, layer in zip(names, self.layers, strict=True):
       if name not in blocks:
         blocks[name] = self._block(layer)
@@ -167,7 +177,7 @@ class Encoder(nn.Module):
         rngs=rngs,
       )
 
-    runs, context = _runs(self.layers, names, params), (tokens, key)
+    runs, context = self._runs(params), (tokens, key)
     if self.reversible and state is None:
       x_BTD = _apply_reversible(apply, runs, params, context, x_BTD)
     elif self.reversible:
@@ -209,7 +219,7 @@ class Encoder(nn.Module):
     return self.get_variable('params', name)
 
 
-def names_of(layers: tuple[LayerConfig, ...]) -> list[str]:
+def layer_names(layers: tuple[LayerConfig, ...]) -> list[str]:
   """Where the parameters of each layer stand; a share group has one place."""
   return [
     f'shared_{layer.share}' if layer.share else f'layer_{index}'

@@ -59,7 +59,7 @@ class Trunk(nn.Module):
       padding is; as LRA has it.
     pooling: 'cls' puts a learned vector before each row; see the heads.
     norm_order, norm_epsilon, dropout, dtype, remat, reversible,
-      extra_tokens: see
+      extra_tokens, unrolled: see
       `encoder.Encoder`. Extra tokens stand before the CLS token; they are
       neither counted in `max_length` nor among what comes out.
   """
@@ -83,6 +83,7 @@ class Trunk(nn.Module):
   remat: bool = False
   reversible: bool = False
   extra_tokens: int = 0
+  unrolled: bool = False
 
   @property
   def ids_per_token(self) -> int:
@@ -136,6 +137,17 @@ class Trunk(nn.Module):
   ) -> tuple[jax.Array, shapes.Tokens]:
     """What enters the first block, and which tokens are real."""
     return self._embedded(ids_BT, lengths_B, types_BT=types_BT)[:2]
+
+  @nn.compact
+  def vectors(
+    self,
+    ids_BT: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    types_BT: jax.Array | None = None,
+  ) -> jax.Array:
+    """Vectors of the tokens, [B, T, D]; behind a row they mean nothing."""
+    return self._tokens(ids_BT, lengths_B, types_BT=types_BT)[0]
 
   @nn.nowrap
   def _embedded(
@@ -195,6 +207,7 @@ class Trunk(nn.Module):
       remat=self.remat,
       reversible=self.reversible,
       extra_tokens=self.extra_tokens,
+      unrolled=self.unrolled,
       name='encoder',
     )
 

@@ -85,6 +85,32 @@ def test_batches_add_up_and_padding_does_not_count(bert):
     )
 
 
+def test_layers_of_a_share_group_are_one_kernel(bert):
+  layers = tuple(
+    dataclasses.replace(layer, share='both') for layer in bert.module.layers
+  )
+  shared = dataclasses.replace(bert.module, layers=layers)
+  own = bert.params['encoder']
+  trunk = {name: x for name, x in bert.params.items() if name != 'encoder'}
+  one = calibrate.collect(
+    shared, {**trunk, 'encoder': {'shared_both': own['layer_0']}}, [batch()]
+  )
+  # The same network, whose two layers have copies.
+  two = calibrate.collect(
+    bert.module,
+    {**trunk, 'encoder': {f'layer_{i}': own['layer_0'] for i in range(2)}},
+    [batch()],
+  )
+  path = 'mlp/out/kernel'
+  first, second = (two[f'encoder/layer_{i}/{path}'] for i in range(2))
+  both = one[f'encoder/shared_both/{path}']
+  np.testing.assert_allclose(
+    both.gram_KK, first.gram_KK + second.gram_KK, rtol=1e-5
+  )
+  assert both.count == 2 * first.count
+  assert len(one) == len(two) / 2
+
+
 def test_what_cannot_be_calibrated(bert):
   with pytest.raises(ValueError, match='at least one batch'):
     calibrate.collect(bert.module, bert.params, [])

@@ -69,7 +69,7 @@ def by_floats(module, params, args, more, scales=None):
       x = x * s_K[(None,) * (x.ndim - len(axes))]
     return x
 
-  names, current = encoder.names_of(module.layers), []
+  names, current = encoder.layer_names(module.layers), []
 
   def answer(call, arguments, keywords, context):
     own, name = context.module, '/'.join(context.module.path)

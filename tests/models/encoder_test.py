@@ -65,7 +65,7 @@ def test_layers_start_apart():
 def test_layers_whose_parameters_differ_in_form_are_not_stacked(change):
   """Compressed models have other arrays where layers have other grids."""
   layers = (layer(),) * 5
-  names = encoder.names_of(layers)
+  names = encoder.layer_names(layers)
   params = {name: {'x': np.ones((2, 3), 'f4')} for name in names}
   (one,) = encoder._runs(layers, names, params)
   assert one.indices == (0, 1, 2, 3, 4)
@@ -79,12 +79,17 @@ def test_layers_whose_parameters_differ_in_form_are_not_stacked(change):
   assert [run.is_scanned for run in runs] == [True, False, False]
 
 
-def test_scanned_layers_equal_one_at_a_time(monkeypatch):
+def test_scanned_layers_equal_one_at_a_time():
   module = encoder.Encoder((layer(),) * 4)
   params = parameters_of(module)
   scanned_BTD = jitted(module)(params, X_BTD)
-  monkeypatch.setattr(encoder, 'SCAN_FROM', 99)
-  unrolled = jitted(module)
+  apart = dataclasses.replace(module, unrolled=True)
+  loops = [
+    str(jax.make_jaxpr(jitted(m))(params, X_BTD)).count('length=4')
+    for m in (module, apart)
+  ]
+  assert loops == [1, 0]
+  unrolled = jitted(apart)
   unrolled_BTD = unrolled(params, X_BTD)
   np.testing.assert_allclose(scanned_BTD, unrolled_BTD, atol=1e-5)
   swapped = {
