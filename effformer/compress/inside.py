@@ -46,8 +46,9 @@ def apply(
 ) -> Any:
   """`module.apply`, which tells `see` of all calls within the blocks.
 
-  The output is that of the module itself, dropout included. A module within
-  another is told of first.
+  The output is that of the module itself, dropout included; where its layers
+  would be scanned, but for the last bits. A module within another is told of
+  first.
 
   Args:
     module: the network.

@@ -3,8 +3,9 @@
     seen = capture(module, params, ids_BT, lengths_B, what=('states',))
     seen.output, seen.states[3]
 
-One program with the output, which stays the same; gradients go through all of
-it. With dropout, give `deterministic=False` and `rngs`.
+One program with the output, which stays the same (where layers are scanned
+otherwise, but for the last bits); gradients go through all of it. With dropout,
+give `deterministic=False` and `rngs`.
 
 Layers are neither scanned nor computed again in the backward pass here: a deep
 student takes longer to compile than where it runs alone, and has the memory of

@@ -14,7 +14,7 @@ from effformer.compress.distill import capture as capture_lib
 from effformer.compress.distill import hidden, losses
 from effformer.compress.distill.capture import capture
 from effformer.models.block import Block
-from tests.compress.distill.networks import (
+from tests.compress.networks import (
   BATCH,
   KINDS,
   B,

@@ -203,7 +203,7 @@ def test_temperatures_stay_above_zero_and_have_no_gradient():
     gradient = jax.grad(lambda z, of=schedule: of(z).sum())(Z_S)
     assert np.abs(gradient).max() == 0
   # Logits that point the same way: no root of what rounding made negative.
-  same_B = losses.flsw(Z_S, 3 * Z_S, 2.0, beta=1.0, gamma=0.5)
+  same_B = losses.flsw(1e4 * Z_S, 3e4 * Z_S, 2.0, beta=1.0, gamma=0.5)
   np.testing.assert_allclose(same_B, 2.0, atol=0.02)
 
 
