@@ -112,6 +112,31 @@ def test_facts_differ_where_a_layer_says_so():
   assert heads == [(3, 4), (3, 4), (6, 2)]
 
 
+def test_a_layer_has_fewer_heads_of_the_same_width():
+  rows = {
+    '0': {'num_heads': 2, 'head_width': 4},
+    '1': {'num_heads': 6, 'num_kv_heads': 2},
+    '2': {'mixer': 'linear', 'num_heads': 5, 'head_width': 2},
+  }
+  config = make_config(layers=rows)
+  layers = [settings_of(layer) for layer in build.layer_configs(config)]
+  heads = [(s['num_heads'], s['head_width']) for s in layers]
+  assert heads == [(2, 4), (6, 2), (5, 2)]
+  encoder = shapes_of(config)['encoder']
+  shapes = [
+    [
+      encoder[f'layer_{i}']['mixer'][name]['kernel'].shape
+      for name in ('query', 'key', 'out')
+    ]
+    for i in range(3)
+  ]
+  assert shapes == [
+    [(12, 2, 4), (12, 2, 4), (2, 4, 12)],
+    [(12, 6, 2), (12, 2, 2), (6, 2, 12)],
+    [(12, 5, 2), (12, 5, 2), (5, 2, 12)],
+  ]
+
+
 def test_share_groups():
   group = {'share': 'outer'}
   config = make_config(layers={'0': group, '2': group})
