@@ -87,6 +87,7 @@ RANGES = {
   'model.norm_epsilon': POSITIVE,
   'model.dropout': RATE,
   'model.attention_dropout': RATE,
+  'model.layer_drop': RATE,
   'model.conv_width': Range(1, also=0, step=2),
   'model.extra_tokens': COUNT_OR_NONE,
   'model.layers.head_width': COUNT,

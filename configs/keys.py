@@ -66,6 +66,9 @@ def model_keys() -> ml_collections.ConfigDict:
   model.activation = 'gelu'
   # Taps, odd, of the depthwise convolution before each mixer; 0 = none.
   model.conv_width = 0
+  # Probability of each layer to be left out of a training step, so that the
+  # model can lose layers later; not reversible.
+  model.layer_drop = 0.0
   # Learned tokens before each row, which pass through all layers with it and
   # are not pooled; 0 = none. Global to bigbird (ETC) and longformer if
   # mixer.global_tokens is the same number, else tokens like the others.

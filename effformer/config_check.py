@@ -66,6 +66,7 @@ def _check_reversible(model: ml_collections.ConfigDict) -> None:
   for key, value, needed in (
     ('norm_order', model.norm_order, 'pre'),
     ('remat', model.remat, False),
+    ('layer_drop', model.layer_drop, 0.0),
   ):
     if value != needed:
       needed = str(needed).lower()

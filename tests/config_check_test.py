@@ -200,6 +200,11 @@ CROSS = [
     ['model.reversible=true', '--config.model.remat=false'],
   ),
   (
+    'full',
+    ['model.reversible=true', 'model.layer_drop=0.2'],
+    ['model.reversible=true', '--config.model.layer_drop=0.0'],
+  ),
+  (
     'linformer',
     ['model.position=rotary'],
     ['linformer', '--config.model.position=sinusoidal'],

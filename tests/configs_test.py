@@ -75,6 +75,7 @@ SCHEMA = {
   'model.extra_tokens': int,
   'model.front_end': str,
   'model.head_width': int,
+  'model.layer_drop': float,
   'model.mlp_chunk': int,
   'model.mlp_width': int,
   'model.norm_order': str,

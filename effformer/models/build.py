@@ -206,5 +206,6 @@ def _trunk(config, vocabulary_size, *, causal=False):
     dtype=DTYPES[model.dtype],
     remat=model.remat,
     reversible=model.reversible,
+    layer_drop=model.layer_drop,
     extra_tokens=model.extra_tokens,
   )

@@ -7,6 +7,7 @@ whatever runs around them, so that tools can take a model apart.
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -43,6 +44,9 @@ class Encoder(nn.Module):
       alike and of which the mean comes out; see `reversible`. Activation
       memory of one block, whatever the depth. Another function than without,
       for pre-LN only; it has the same parameters.
+    layer_drop: probability of each block to be the identity in a training step,
+      for all rows alike, without scaling (LayerDrop, Fan et al. 2019,
+      1909.11556): a model that is to lose layers later. Not where reversible.
     extra_tokens: so many learned vectors, parameters `extra_tokens`, stand
       before each row that has real tokens, and are left out of what is
       returned. Mixers with as many `global_tokens` make them the global tokens
@@ -58,6 +62,7 @@ class Encoder(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   reversible: bool = False
+  layer_drop: float = 0.0
   extra_tokens: int = 0
 
   def __post_init__(self):
@@ -70,6 +75,11 @@ class Encoder(nn.Module):
       raise ValueError(
         "a reversible encoder needs norm_order 'pre' and no remat; got "
         f'{self.norm_order!r} and remat={self.remat}'
+      )
+    if not 0 <= self.layer_drop < 1 or (self.reversible and self.layer_drop):
+      raise ValueError(
+        'layer_drop must be in [0, 1), and 0 in a reversible encoder; got '
+        f'{self.layer_drop} and reversible={self.reversible}'
       )
 
   def __call__(
@@ -110,7 +120,7 @@ class Encoder(nn.Module):
       width: D.
     """
     result = []
-    for run in _runs(self.layers, self._names()):
+    for run in _runs(self.layers, names_of(self.layers)):
       states = [
         self._block(self.layers[index]).init_state(
           params[name], batch_size, max_length, width
@@ -121,13 +131,6 @@ class Encoder(nn.Module):
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
       result.append(states)
     return tuple(result)
-
-  @nn.nowrap
-  def _names(self):
-    return [
-      f'shared_{layer.share}' if layer.share else f'layer_{index}'
-      for index, layer in enumerate(self.layers)
-    ]
 
   @nn.nowrap
   def _block(self, layer):
@@ -144,7 +147,7 @@ class Encoder(nn.Module):
   def _run(self, x_BTD, tokens, deterministic, state):
     if self.extra_tokens:
       x_BTD, tokens = self._with_extra_tokens(x_BTD, tokens)
-    names, blocks, params = self._names(), {}, {}
+    names, blocks, params = names_of(self.layers), {}, {}
     for name, layer in zip(names, self.layers, strict=True):
       if name not in blocks:
         blocks[name] = self._block(layer)
@@ -174,6 +177,8 @@ class Encoder(nn.Module):
         rngs=rngs,
       )
 
+    if self.layer_drop and key is not None:
+      apply = functools.partial(_apply_or_skip, apply, self.layer_drop)
     runs, context = _runs(self.layers, names), (tokens, key)
     if self.reversible and state is None:
       x_BTD = _apply_reversible(apply, runs, params, context, x_BTD)
@@ -214,6 +219,14 @@ class Encoder(nn.Module):
       return self.param(name, _init_block, block, x_BTD, tokens)
     # Not by self.param: it would trace the initialiser at every call.
     return self.get_variable('params', name)
+
+
+def names_of(layers: Sequence[LayerConfig]) -> list[str]:
+  """Where in an encoder the parameters of its layers stand, one a layer."""
+  return [
+    f'shared_{layer.share}' if layer.share else f'layer_{index}'
+    for index, layer in enumerate(layers)
+  ]
 
 
 def _init_block(rng, block, x_BTD, tokens):
@@ -257,6 +270,16 @@ def _apply_run(apply, run, params, context, x, state):
     return apply(name, block_params, context, index, x, state)
 
   return jax.lax.scan(body, x, (stacked, jnp.asarray(run.indices), state))
+
+
+def _apply_or_skip(apply, rate, name, block_params, context, index, x, state):
+  """A block, or the identity with probability `rate`."""
+  key = jax.random.fold_in(jax.random.fold_in(context[1], index), 2)
+  return jax.lax.cond(
+    jax.random.bernoulli(key, rate),
+    lambda: (x, state),
+    lambda: apply(name, block_params, context, index, x, state),
+  )
 
 
 def _reversible_step(apply, name, block_params, context, index, pair, state):

@@ -178,6 +178,7 @@ def test_the_classifier_has_the_facts_of_the_config():
     model__dropout=0.5,
     model__dtype='bfloat16',
     model__remat=True,
+    model__layer_drop=0.2,
     model__mlp_chunk=4,
     model__extra_tokens=3,
   )
@@ -188,6 +189,7 @@ def test_the_classifier_has_the_facts_of_the_config():
   assert (model.norm_order, model.dropout) == ('post', 0.5)
   assert model.dtype == jnp.bfloat16
   assert model.remat is True
+  assert model.layer_drop == 0.2
   assert model.reversible is False
   assert model.extra_tokens == 3
   assert {layer.mlp_chunk for layer in model.layers} == {4}
