@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from effformer.models import encoder
 from effformer.models.block import Block
 from effformer.models.trunk import Trunk
 from effformer.shapes import Array
@@ -61,8 +62,8 @@ def collect(
   found: dict[str, Moments] = {}
   for batch in batches:
     x_BTD, tokens = _embedded(module, params, *batch)
-    for index, layer in enumerate(module.layers):
-      name = f'shared_{layer.share}' if layer.share else f'layer_{index}'
+    names = encoder.names_of(module.layers)
+    for name, layer in zip(names, module.layers, strict=True):
       block = Block(
         layer,
         norm_order=module.norm_order,

@@ -46,7 +46,7 @@ def gptq(
     As `grids.encode` and `grids.scales`.
   """
   k, n = w_KN.shape
-  upper_KK = _upper(gram_KK, damp)
+  upper_KK = inverse_factor(gram_KK, damp)
   length = grid.tile or k
   # Rows that fill up the last tile are 0 and touch no other.
   rest = -k % length
@@ -77,7 +77,8 @@ def gptq(
   return codes_KN, Scales(*(x[:, 0] for x in found))
 
 
-def _upper(gram_KK, damp):
+def inverse_factor(gram_KK: Array, damp: float) -> Array:
+  """U, upper triangular, with U^T U = (X^T X + damp * mean(diag) I)^-1."""
   diagonal_K = jnp.diagonal(gram_KK)
   mean = jnp.mean(diagonal_K)
   # Of inputs that are never seen; any positive number will do.
