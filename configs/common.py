@@ -14,11 +14,13 @@ import ml_collections
 
 from configs import keys, published
 from configs.mechanisms import (
+  GROUPED,
   LRA_MODELS,
   MIXER_CHOICES,
   MIXER_RANGES,
   MIXERS,
   WITHOUT_CAUSAL,
+  WITHOUT_HEADS,
   WITHOUT_ROTARY,
 )
 from configs.values import COUNT, COUNT_OR_NONE, POSITIVE, RATE, SEED, Range
@@ -44,6 +46,11 @@ IMAGE_TASKS = (
 CAUSAL_TASKS = ('language',)
 # Mechanisms that can be kept to earlier tokens.
 CAUSAL = tuple(name for name in MIXERS if name not in WITHOUT_CAUSAL)
+# Facts of a layer's heads, and the mechanisms to which they mean something.
+HEAD_FACTS = {
+  'head_width': tuple(name for name in MIXERS if name not in WITHOUT_HEADS),
+  'num_kv_heads': GROUPED,
+}
 
 # Allowed values of text keys. `mixer.*` holds for `model.layers.*` as well.
 CHOICES = {
@@ -88,8 +95,11 @@ RANGES = {
   'model.norm_epsilon': POSITIVE,
   'model.dropout': RATE,
   'model.attention_dropout': RATE,
+  'model.layer_drop': RATE,
   'model.conv_width': Range(1, also=0, step=2),
   'model.extra_tokens': COUNT_OR_NONE,
+  'model.layers.head_width': COUNT,
+  'model.layers.num_kv_heads': COUNT,
   'data.max_length': COUNT,
   'data.num_threads': COUNT_OR_NONE,
   'data.prefetch': COUNT_OR_NONE,

@@ -70,6 +70,9 @@ def model_keys() -> ml_collections.ConfigDict:
   model.activation = 'gelu'
   # Taps, odd, of the depthwise convolution before each mixer; 0 = none.
   model.conv_width = 0
+  # Probability of each layer to be left out of a training step, so that the
+  # model can lose layers later; not reversible.
+  model.layer_drop = 0.0
   # Learned tokens before each row, which pass through all layers with it and
   # are not pooled; 0 = none. Global to bigbird (ETC) and longformer if
   # mixer.global_tokens is the same number, else tokens like the others.
@@ -84,8 +87,12 @@ def model_keys() -> ml_collections.ConfigDict:
   # memory for its hidden layer; 0 = all.
   model.mlp_chunk = 0
   # Facts that differ in layer '0', '1', ...: mixer (name), num_heads,
-  # mlp_width, activation, share (layers of one group share parameters) and
-  # the settings of the layer's mixer.
+  # head_width (of queries and keys of one head, else qkv_width / num_heads: so
+  # fewer heads are as wide as before), num_kv_heads (heads of keys and values,
+  # a divisor of num_heads, else as many; see GROUPED), mlp_width, activation,
+  # share (layers of one group share parameters) and the settings of the layer's
+  # mixer. A layer has at least one head and one column of mlp_width: one that
+  # is to have neither is left out.
   model.layers = ml_collections.ConfigDict()
   return model
 

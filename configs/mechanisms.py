@@ -177,6 +177,15 @@ WITHOUT_ROTARY = {
 # Mechanisms that are not defined where a token sees earlier ones only.
 WITHOUT_CAUSAL = ('linformer', 'bigbird', 'nystromformer', 'fnet')
 
+# Mechanisms without heads, and so without a width of them.
+WITHOUT_HEADS = ('fnet', 's5', 'mega')
+
+# Mechanisms whose heads can share keys and values.
+GROUPED = (
+  *('full', 'linear', 'local', 'linformer', 'longformer', 'bigbird', 'sparse'),
+  *('nystromformer', 'nsa'),
+)
+
 # Allowed values of text settings. One name means the same in all mechanisms.
 MIXER_CHOICES = {
   'mixer.form': ('dense', 'chunked', 'fused'),

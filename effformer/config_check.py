@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from effformer import config_layers
 from effformer.config_task import check_task
 from effformer.config_words import (
   FLAG,
@@ -19,16 +20,6 @@ from effformer.config_words import (
   hint,
   refuse,
 )
-
-_LAYER = re.compile(r'model\.layers\.(0|[1-9]\d*)\.(\w+)')
-# Facts of a layer beside the settings of its mixer, with a value of the type.
-_LAYER_FACTS = {
-  'mixer': '',
-  'num_heads': 1,
-  'mlp_width': 1,
-  'activation': '',
-  'share': '',
-}
 
 
 def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
@@ -40,7 +31,7 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
   _check_keys(config, schema)
   for key, value in leaves(config):
     _check_value(key, value, schema)
-  _check_layers(config, schema)
+  config_layers.check(config, schema)
   model = config.model
   if model.position == 'sinusoidal' and model.width % 2:
     refuse(
@@ -66,6 +57,7 @@ def _check_reversible(model: ml_collections.ConfigDict) -> None:
   for key, value, needed in (
     ('norm_order', model.norm_order, 'pre'),
     ('remat', model.remat, False),
+    ('layer_drop', model.layer_drop, 0.0),
   ):
     if value != needed:
       needed = str(needed).lower()
@@ -97,10 +89,10 @@ def default_of(key: str, mechanism: str, schema: ModuleType) -> Any:
   if key in plain:
     return plain[key]
   settings = {k: v for row in schema.MIXERS.values() for k, v in row.items()}
-  facts = {**_LAYER_FACTS, **settings}
-  layer = _LAYER.fullmatch(key)
-  if layer and layer[2] in facts:
-    return facts[layer[2]]
+  facts = {**config_layers.FACTS, **settings}
+  fact = config_layers.fact_of(key)
+  if fact in facts:
+    return facts[fact]
   section, _, name = key.rpartition('.')
   if section == 'mixer' and name in settings:
     owners = [m for m, row in schema.MIXERS.items() if name in row]
@@ -166,13 +158,7 @@ def _check_keys(config, schema: ModuleType) -> None:
 
 
 def _check_value(key: str, value: Any, schema: ModuleType) -> None:
-  layer = _LAYER.fullmatch(key)
-  rule = key
-  if layer and layer[2] == 'mixer':
-    rule = 'mixer.name'
-  elif layer:
-    section = 'model' if layer[2] in _LAYER_FACTS else 'mixer'
-    rule = f'{section}.{layer[2]}'
+  rule = config_layers.rule_of(key)
   if key == 'mixer.name':
     # Hybrids are no row; `mechanism_of` has looked at their members.
     return
@@ -182,89 +168,6 @@ def _check_value(key: str, value: Any, schema: ModuleType) -> None:
   numbers = schema.RANGES.get(rule)
   if numbers and value not in numbers:
     refuse(f'{key}={value} is out of range', f'it has to be {numbers}')
-
-
-def _check_layers(config, schema: ModuleType) -> None:
-  """What one layer needs, for the facts of all and of each that differs."""
-  model, layers = config.model, config.model.layers
-  members = schema.members(config.mixer.name)
-  if len(members) > model.num_layers:
-    refuse(
-      f'{config.mixer.name} has {len(members)} members, but '
-      f'model.num_layers={model.num_layers}',
-      f'add {FLAG}model.num_layers={len(members)}',
-    )
-  for member in members:
-    _check_layer(config, '', {'mixer': member}, schema)
-  groups = {}
-  for index in sorted(layers.keys()):
-    if not index.isdigit() or not int(index) < model.num_layers:
-      refuse(
-        f'model.layers.{index} does not exist, as '
-        f'model.num_layers={model.num_layers}',
-        f'use 0 to {model.num_layers - 1}',
-      )
-    row = layers[index].to_dict()
-    row.setdefault(
-      'mixer', members[int(index) * len(members) // model.num_layers]
-    )
-    _check_layer(config, index, row, schema)
-    group = row.pop('share', '')
-    if group and groups.setdefault(group, (index, row)) != (index, row):
-      other, facts = groups[group]
-      if facts != row:
-        refuse(
-          f'model.layers.{index}.share={group!r} shares the parameters of '
-          f'layer {other}, but the two differ',
-          'give both layers the same facts, or other groups',
-        )
-
-
-def _check_layer(config, index: str, row: dict, schema: ModuleType) -> None:
-  model = config.model
-
-  def name(fact: str) -> str:
-    return f'model.layers.{index}.{fact}' if fact in row else f'model.{fact}'
-
-  mechanism = row['mixer']
-  settings = schema.MIXERS[mechanism]
-  for fact in row:
-    if fact not in _LAYER_FACTS and fact not in settings:
-      refuse(
-        f'model.layers.{index}.{fact} is no setting of {mechanism}',
-        hint(fact, [*_LAYER_FACTS, *settings]),
-      )
-  num_heads = row.get('num_heads', model.num_heads)
-  source = 'qkv_width' if model.qkv_width else 'width'
-  width = model[source]
-  if width % num_heads:
-    fitting = [n for n in range(1, min(width, 1024) + 1) if width % n == 0]
-    near = sorted(fitting, key=lambda n: abs(n - num_heads))[:4]
-    refuse(
-      f'{name("num_heads")}={num_heads} does not divide model.{source}={width}',
-      f'use a divisor, for example {" or ".join(map(str, sorted(near)))}',
-    )
-  if model.position == 'rotary' and mechanism in schema.WITHOUT_ROTARY:
-    other = schema.WITHOUT_ROTARY[mechanism]
-    refuse(
-      f'{mechanism} has no rotary positions, but model.position=rotary',
-      f'add {FLAG}model.position={other}',
-    )
-  if model.position == 'rotary' and width // num_heads % 2:
-    refuse(
-      f'model.position=rotary needs heads of even width, but '
-      f'model.{source}={width} / {name("num_heads")}={num_heads} is '
-      f'{width // num_heads}',
-      'change the number of heads, or the position',
-    )
-  own = config.mixer if mechanism == config.mixer.name else {}
-  rank = row.get('rank', own.get('rank', settings.get('rank', 0)))
-  if rank > config.data.max_length:
-    key = f'model.layers.{index}.rank' if 'rank' in row else 'mixer.rank'
-    refuse(
-      f'{key}={rank} is more than data.max_length={config.data.max_length}',
-      f'use at most {config.data.max_length}',
-    )
 
 
 def _check_split(config, size_key: str, parts_key: str) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from effformer import attention, shapes
 from effformer.report import published
 from experiments import page, table
+from experiments.compress import readme
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / 'README.md'
@@ -346,6 +347,7 @@ def rendered(text: str) -> str:
   blocks = {
     'mechanisms': catalogue(),
     'speed': speed(),
+    'compressed': readme.block(),
     'results': results(),
   }
   for name, block in blocks.items():

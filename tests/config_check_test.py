@@ -200,6 +200,11 @@ CROSS = [
     ['model.reversible=true', '--config.model.remat=false'],
   ),
   (
+    'full',
+    ['model.reversible=true', 'model.layer_drop=0.2'],
+    ['model.reversible=true', '--config.model.layer_drop=0.0'],
+  ),
+  (
     'linformer',
     ['model.position=rotary'],
     ['linformer', '--config.model.position=sinusoidal'],
@@ -236,6 +241,39 @@ CROSS = [
   ('linear', ['model.layers.0.num_heads=5'], ['model.layers.0.num_heads=5']),
   ('linear', ['model.layers.0.num_heads=x'], ['model.layers.0.num_heads=x']),
   ('linear', ['model.layers.0.mlp_width=0'], ['model.layers.0.mlp_width=0']),
+  ('full', ['model.layers.0.head_width=0'], ['model.layers.0.head_width=0']),
+  (
+    'full',
+    ['model.layers.1.head_width=7'],
+    ['model.position=rotary', 'model.layers.1.head_width=7'],
+  ),
+  (
+    's5',
+    ['model.layers.1.head_width=8'],
+    ['model.layers.1.head_width is no setting of s5'],
+  ),
+  ('full', ['model.head_width=-1'], ['model.head_width=-1']),
+  (
+    'full',
+    ['model.layers.0.num_kv_heads=0'],
+    ['model.layers.0.num_kv_heads=0', 'at least 1'],
+  ),
+  (
+    'full',
+    ['model.layers.0.num_kv_heads=3'],
+    ['model.layers.0.num_kv_heads=3', 'model.num_heads=4', 'a divisor'],
+  ),
+  (
+    'full',
+    ['model.layers.0.num_heads=2', 'model.layers.0.num_kv_heads=4'],
+    ['num_kv_heads=4 does not divide model.layers.0.num_heads=2'],
+  ),
+  (
+    'performer',
+    ['model.layers.0.num_kv_heads=2'],
+    ['model.layers.0.num_kv_heads is no setting of performer'],
+  ),
+  ('full', ['model.num_kv_heads=2'], ["unknown key 'model.num_kv_heads'"]),
   (
     'linear',
     ['model.layers.0.activation=rleu'],
@@ -333,6 +371,9 @@ def test_refuses_and_explains(argument, overrides, named):
     ['data.max_bad_fraction=1'],
     ['model.layers.0.share=a', 'model.layers.3.share=a'],
     ['model.layers.3.num_heads=2', 'model.layers.3.activation=relu'],
+    # Fewer heads of the width that they have elsewhere; any number of them.
+    ['model.layers.3.num_heads=3', 'model.layers.3.head_width=64'],
+    ['model.layers.3.num_kv_heads=2', 'model.layers.2.num_kv_heads=1'],
     ['model.position=none', 'model.width=12', 'model.num_heads=12'],
   ],
   ids=str,

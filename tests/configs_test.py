@@ -77,6 +77,7 @@ SCHEMA = {
   'model.extra_tokens': int,
   'model.front_end': str,
   'model.head_width': int,
+  'model.layer_drop': float,
   'model.mlp_chunk': int,
   'model.mlp_width': int,
   'model.norm_order': str,
@@ -153,7 +154,8 @@ def test_every_key_has_a_rule_or_takes_any_value():
     if type(value) is bool
   }
   ruled = {*common.CHOICES, *common.RANGES}
-  assert ruled | free == {*SCHEMA, *settings}
+  of_layers = {f'model.layers.{fact}' for fact in common.HEAD_FACTS}
+  assert ruled | free == {*SCHEMA, *settings, *of_layers}
   assert not ruled & free
 
 
@@ -259,6 +261,9 @@ def test_rows_are_the_settings_of_attention():
     supports = attention.TABLE[name].supports
     assert (name in common.WITHOUT_ROTARY) != supports.rotary
     assert (name in common.CAUSAL) == supports.causal
+    has_heads = 'head_width' in attention.settings(name)
+    assert (name in common.HEAD_FACTS['head_width']) == has_heads
+    assert (name in common.HEAD_FACTS['num_kv_heads']) == supports.grouped
 
 
 @pytest.mark.parametrize('key', ['mixer.form', 'mixer.sharing'])

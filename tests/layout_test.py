@@ -18,6 +18,7 @@ LEVELS = {
   'durable': 1,
   'config_words': 1,
   'config_task': 2,
+  'config_layers': 2,
   'config_check': 3,
   'config_tracked': 4,
   'config': 5,

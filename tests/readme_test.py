@@ -54,5 +54,5 @@ def test_links_lead_somewhere():
 
 
 def test_experiments_that_are_named_exist():
-  for name in re.findall(r'python -m (experiments\.\w+)', README):
+  for name in re.findall(r'python -m (experiments(?:\.\w+)+)', README):
     assert (ROOT / f'{name.replace(".", "/")}.py').exists(), name

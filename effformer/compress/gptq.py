@@ -19,12 +19,18 @@ Time k^2 n for each matrix, memory k^2 + k n.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
 from effformer.compress import grid as grids
+from effformer.compress import tensors
+from effformer.compress.calibrate import Moments
 from effformer.compress.grid import Grid, Scales
+from effformer.compress.tensors import Plan
 from effformer.shapes import Array
 
 DAMP = 0.01
@@ -46,7 +52,7 @@ def gptq(
     As `grids.encode` and `grids.scales`.
   """
   k, n = w_KN.shape
-  upper_KK = _upper(gram_KK, damp)
+  upper_KK = inverse_factor(gram_KK, damp)
   length = grid.tile or k
   # Rows that fill up the last tile are 0 and touch no other.
   rest = -k % length
@@ -79,7 +85,8 @@ def gptq(
   return codes_KN, Scales(*(x[:, 0] for x in found))
 
 
-def _upper(gram_KK, damp):
+def inverse_factor(gram_KK: Array, damp: float) -> Array:
+  """U, upper triangular, with U^T U = (X^T X + damp * mean(diag) I)^-1."""
   diagonal_K = jnp.diagonal(gram_KK)
   mean = jnp.mean(diagonal_K)
   # Of inputs that are never seen; any positive number will do.
@@ -88,3 +95,44 @@ def _upper(gram_KK, damp):
   factor = jax.scipy.linalg.cho_factor(hessian_KK, lower=True)
   inverse_KK = jax.scipy.linalg.cho_solve(factor, jnp.eye(len(diagonal_K)))
   return jnp.linalg.cholesky((inverse_KK + inverse_KK.T) / 2).T
+
+
+def quantise(
+  params: Any,
+  plan: Plan,
+  moments: Mapping[str, Moments],
+  *,
+  factors: Mapping[str, Array] | None = None,
+  damp: float = DAMP,
+) -> Any:
+  """`tensors.quantise`, by GPTQ where the inputs of a matrix are known.
+
+  Args:
+    params: of a model.
+    plan: what is rounded; what is in it and not in `moments`, such as tables,
+      is rounded to the nearest.
+    moments: from `calibrate.collect`.
+    factors: as of `tensors.quantise`. The inputs of diag(s) W are x / s, and so
+      its Gram matrix is diag(1/s) X^T X diag(1/s).
+    damp: see `gptq`.
+
+  Raises:
+    ConfigError: see `tensors.quantise`.
+  """
+  factors = dict(factors or {})
+  plain = tensors.quantise(params, plan, factors=factors)
+  flat = flax.traverse_util.flatten_dict(plain, sep='/')
+  numbers = flax.traverse_util.flatten_dict(params, sep='/')
+  for path in set(plan) & set(moments):
+    w_KN = tensors.matrix(path, jnp.asarray(numbers[path]))
+    gram_KK = moments[path].gram_KK
+    if path in factors:
+      s_K = jnp.asarray(factors[path])
+      w_KN, gram_KK = w_KN * s_K[:, None], gram_KK / jnp.outer(s_K, s_K)
+    codes_KN, found = gptq(w_KN, gram_KK, plan[path], damp=damp)
+    flat[path] = flat[path].replace(
+      codes=codes_KN.astype(flat[path].codes.dtype),
+      scale=found.scale,
+      zero=found.zero,
+    )
+  return flax.traverse_util.unflatten_dict(flat, sep='/')

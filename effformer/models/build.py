@@ -24,6 +24,8 @@ def layer_configs(
     'mlp_width': model.mlp_width,
     'activation': model.activation,
     'share': '',
+    # 0: what the heads have of the width.
+    'head_width': 0,
   }
   members = config.mixer.name.split('+')
   result = []
@@ -52,7 +54,7 @@ def _layer_config(config, facts, settings, causal):
   common = {
     'num_heads': facts['num_heads'],
     'use_bias': model.attention_bias,
-    'head_width': qkv_width // facts['num_heads'],
+    'head_width': facts['head_width'] or qkv_width // facts['num_heads'],
     'dropout': model.attention_dropout,
     'rotary': model.position == 'rotary',
     'max_length': (
@@ -204,5 +206,6 @@ def _trunk(config, vocabulary_size, *, causal=False):
     dtype=DTYPES[model.dtype],
     remat=model.remat,
     reversible=model.reversible,
+    layer_drop=model.layer_drop,
     extra_tokens=model.extra_tokens,
   )

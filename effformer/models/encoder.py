@@ -43,6 +43,9 @@ class Encoder(nn.Module):
       alike and of which the mean comes out; see `reversible`. Activation
       memory of one block, whatever the depth. Another function than without,
       for pre-LN only; it has the same parameters.
+    layer_drop: probability of each block to be the identity in a training step,
+      for all rows alike, without scaling (LayerDrop, Fan et al. 2019,
+      1909.11556): a model that is to lose layers later. Not where reversible.
     extra_tokens: so many learned vectors, parameters `extra_tokens`, stand
       before each row that has real tokens, and are left out of what is
       returned. Mixers with as many `global_tokens` make them the global tokens
@@ -60,6 +63,7 @@ class Encoder(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   reversible: bool = False
+  layer_drop: float = 0.0
   extra_tokens: int = 0
   unrolled: bool = False
 
@@ -73,6 +77,11 @@ class Encoder(nn.Module):
       raise ValueError(
         "a reversible encoder needs norm_order 'pre' and no remat; got "
         f'{self.norm_order!r} and remat={self.remat}'
+      )
+    if not 0 <= self.layer_drop < 1 or (self.reversible and self.layer_drop):
+      raise ValueError(
+        'layer_drop must be in [0, 1), and 0 in a reversible encoder; got '
+        f'{self.layer_drop} and reversible={self.reversible}'
       )
 
   def __call__(
@@ -177,6 +186,8 @@ class Encoder(nn.Module):
         rngs=rngs,
       )
 
+    if self.layer_drop and key is not None:
+      apply = functools.partial(_apply_or_skip, apply, self.layer_drop)
     runs, context = self._runs(params), (tokens, key)
     if self.reversible and state is None:
       x_BTD = _apply_reversible(apply, runs, params, context, x_BTD)
@@ -280,6 +291,16 @@ def _apply_run(apply, run, params, context, x, state):
     return apply(name, block_params, context, index, x, state)
 
   return jax.lax.scan(body, x, (stacked, jnp.asarray(run.indices), state))
+
+
+def _apply_or_skip(apply, rate, name, block_params, context, index, x, state):
+  """A block, or the identity with probability `rate`."""
+  key = jax.random.fold_in(jax.random.fold_in(context[1], index), 2)
+  return jax.lax.cond(
+    jax.random.bernoulli(key, rate),
+    lambda: (x, state),
+    lambda: apply(name, block_params, context, index, x, state),
+  )
 
 
 def _reversible_step(apply, name, block_params, context, index, pair, state):

@@ -58,10 +58,10 @@ class Trunk(nn.Module):
     zero_is_padding: quantities of 0 (id 1), the black of images, are masked as
       padding is; as LRA has it.
     pooling: 'cls' puts a learned vector before each row; see the heads.
-    norm_order, norm_epsilon, dropout, dtype, remat, reversible,
-      extra_tokens, unrolled: see
-      `encoder.Encoder`. Extra tokens stand before the CLS token; they are
-      neither counted in `max_length` nor among what comes out.
+    norm_order, norm_epsilon, dropout, dtype, remat, reversible, layer_drop,
+      extra_tokens, unrolled: see `encoder.Encoder`. Extra tokens stand before
+      the CLS token; they are neither counted in `max_length` nor among what
+      comes out.
   """
 
   vocabulary_size: int
@@ -82,6 +82,7 @@ class Trunk(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   reversible: bool = False
+  layer_drop: float = 0.0
   extra_tokens: int = 0
   unrolled: bool = False
 
@@ -206,6 +207,7 @@ class Trunk(nn.Module):
       dtype=self.dtype,
       remat=self.remat,
       reversible=self.reversible,
+      layer_drop=self.layer_drop,
       extra_tokens=self.extra_tokens,
       unrolled=self.unrolled,
       name='encoder',

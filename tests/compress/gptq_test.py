@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from effformer.compress import gptq
+from effformer.compress import calibrate, gptq, tensors
 from effformer.compress import grid as grids
 from effformer.compress.grid import Grid
 
@@ -125,3 +125,45 @@ def test_inputs_that_are_never_seen(grid):
     np.testing.assert_allclose(y_KN[[0, 4, 9]], plain[[0, 4, 9]], rtol=1e-5)
   nothing, _ = gptq.gptq(w_KN, np.zeros((K, K), 'f4'), grid)
   assert jax.numpy.isfinite(nothing).all()
+
+
+def test_a_model_has_each_matrix_by_its_inputs():
+  w_KN, x_RK = problem()
+  other_KN, _ = problem(3)
+  params = {
+    'a': {'kernel': w_KN, 'bias': np.ones(N, 'f4')},
+    'b': {'kernel': other_KN},
+    'positions': w_KN,
+  }
+  plan = {
+    'a/kernel': Grid(3), 'b/kernel': Grid(3, 'tile', 4), 'positions': Grid(4),
+  }  # fmt: skip
+  gram_KK = x_RK.T @ x_RK
+  found = {
+    'a/kernel': calibrate.Moments(gram_KK, 0, 0, 0),
+    'elsewhere/kernel': calibrate.Moments(gram_KK, 0, 0, 0),
+  }
+  s_K = np.linspace(0.5, 2, K).astype('f4')
+  for factors in ({}, {'a/kernel': s_K}):
+    small = gptq.quantise(params, plan, found, factors=factors)
+    plain = tensors.quantise(params, plan, factors=factors)
+    scale_K = s_K if factors else np.ones(K, 'f4')
+    codes_KN, own = gptq.gptq(
+      scale_K[:, None] * w_KN,
+      gram_KK / np.outer(scale_K, scale_K),
+      plan['a/kernel'],
+    )
+    kernel = small['a']['kernel']
+    np.testing.assert_array_equal(kernel.codes, codes_KN)
+    np.testing.assert_array_equal(kernel.scale, own.scale)
+    assert kernel.codes.dtype == plain['a']['kernel'].codes.dtype
+    assert np.any(kernel.codes != plain['a']['kernel'].codes)
+    # The outputs, not the weights, are near.
+    errors = [
+      np.square(x_RK @ (tensors.dequantised(q) - w_KN)).sum()
+      for q in (kernel, plain['a']['kernel'])
+    ]
+    assert errors[0] < errors[1]
+    for path in ('b', 'positions'):
+      jax.tree.map(np.testing.assert_array_equal, small[path], plain[path])
+    np.testing.assert_array_equal(small['a']['bias'], params['a']['bias'])

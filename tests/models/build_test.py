@@ -112,6 +112,31 @@ def test_facts_differ_where_a_layer_says_so():
   assert heads == [(3, 4), (3, 4), (6, 2)]
 
 
+def test_a_layer_has_fewer_heads_of_the_same_width():
+  rows = {
+    '0': {'num_heads': 2, 'head_width': 4},
+    '1': {'num_heads': 6, 'num_kv_heads': 2},
+    '2': {'mixer': 'linear', 'num_heads': 5, 'head_width': 2},
+  }
+  config = make_config(layers=rows)
+  layers = [settings_of(layer) for layer in build.layer_configs(config)]
+  heads = [(s['num_heads'], s['head_width']) for s in layers]
+  assert heads == [(2, 4), (6, 2), (5, 2)]
+  encoder = shapes_of(config)['encoder']
+  shapes = [
+    [
+      encoder[f'layer_{i}']['mixer'][name]['kernel'].shape
+      for name in ('query', 'key', 'out')
+    ]
+    for i in range(3)
+  ]
+  assert shapes == [
+    [(12, 2, 4), (12, 2, 4), (2, 4, 12)],
+    [(12, 6, 2), (12, 2, 2), (6, 2, 12)],
+    [(12, 5, 2), (12, 5, 2), (5, 2, 12)],
+  ]
+
+
 def test_share_groups():
   group = {'share': 'outer'}
   config = make_config(layers={'0': group, '2': group})
@@ -153,6 +178,7 @@ def test_the_classifier_has_the_facts_of_the_config():
     model__dropout=0.5,
     model__dtype='bfloat16',
     model__remat=True,
+    model__layer_drop=0.2,
     model__mlp_chunk=4,
     model__extra_tokens=3,
   )
@@ -163,6 +189,7 @@ def test_the_classifier_has_the_facts_of_the_config():
   assert (model.norm_order, model.dropout) == ('post', 0.5)
   assert model.dtype == jnp.bfloat16
   assert model.remat is True
+  assert model.layer_drop == 0.2
   assert model.reversible is False
   assert model.extra_tokens == 3
   assert {layer.mlp_chunk for layer in model.layers} == {4}

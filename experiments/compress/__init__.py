@@ -1,0 +1,1 @@
+"""Every number about compressed models that is published, as scripts."""

