@@ -19,13 +19,13 @@ import jax
 import numpy as np
 
 from effformer import config as config_lib
+from effformer import data, errors, tasks
 from effformer.compress import agreement, depth, latency
 from effformer.compress.distill import maps, teaching
 from effformer.train import (
   prediction,
   preemption,
   result,
-  runs,
   screen,
   session,
   starting,
@@ -66,19 +66,18 @@ def config_of(folder: pathlib.Path, steps: int, seed: int):
   return config
 
 
-def train(config, place: pathlib.Path, **values):
+def train(config, place: pathlib.Path, stop: preemption.Stop, **values):
   """Trains, or reads what was trained; (result, task, parameters)."""
-  stop, console = preemption.Stop(), screen.Screen()
-  with stop:
-    outcome = session.train(config, str(place), stop, console, **values)
-    task, params, _ = prediction.trained(config, str(place), stop, console)
-  return outcome, task, jax.device_get(params)
+  console = screen.Screen()
+  outcome = session.train(config, str(place), stop, console, **values)
+  _, params, _ = prediction.trained(config, str(place), stop, console)
+  return outcome, tasks.make(config), jax.device_get(params)
 
 
 def probabilities(task, params) -> np.ndarray:
   """Of the test split, [N, 2]."""
   predict, found = jax.jit(task.predict), []
-  with runs.data.eval_batches(
+  with data.eval_batches(
     task.dataset.splits['test'], task.encode, batch_size=64, max_length=48
   ) as batches:
     for batch in batches:
@@ -109,8 +108,20 @@ def main() -> int:
     '--csv', type=pathlib.Path, default=table.RESULTS / 'compress_depth.csv'
   )
   options = parser.parse_args()
+  stop = preemption.Stop()
+  stop.install()
+  try:
+    measure(options, stop)
+  except (errors.UserError, errors.Preempted) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return error.exit_code
+  return 0
+
+
+def measure(options: argparse.Namespace, stop: preemption.Stop) -> None:
+  """Trains the parent and the students, and writes a row for each."""
   config = config_of(options.data, options.steps, seed=0)
-  parent, task, params = train(config, options.workdir / 'parent')
+  parent, task, params = train(config, options.workdir / 'parent', stop)
   before = probabilities(task, params)
   label_N = np.array(
     [task.dataset.splits['test'][i]['label'] for i in range(len(before))]
@@ -132,6 +143,7 @@ def main() -> int:
       outcome, student, after = train(
         small,
         place,
+        stop,
         start=starting.Start(first, 'layers 0, 2 and 5 of the parent'),
         adapt=adapt,
       )
@@ -154,7 +166,6 @@ def main() -> int:
         }
       )
   table.write(options.csv, rows)
-  return 0
 
 
 def _row(name, seed, outcome, agree):
