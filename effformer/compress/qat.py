@@ -8,7 +8,7 @@ the rounding to those that are kept as float32:
 With Quant-Noise (Fan et al. 2020, 2004.07320) only a random share of the
 weights is rounded in a step, and the rest has an exact gradient. Afterwards
 `tensors.quantise(params, plan)` has the very numbers of `fake`; where steps
-were learned (`lsq`), `tensors.quantise(params, plan, scales(steps))`. On
+were learned (`lsq`), `tensors.quantise(params, plan, found=scales(steps))`. On
 another kind of device the last bits may differ.
 """
 
