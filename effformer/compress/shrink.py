@@ -95,7 +95,8 @@ def shrink_vocabulary(
   (number,) = units.shape
   given = np.asarray(keep_ids)
   ids = np.unique(given)
-  if not (given.ndim == 1 and np.issubdtype(given.dtype, np.integer)):
+  is_row = given.ndim == 1 and given.size > 0
+  if not (is_row and np.issubdtype(given.dtype, np.integer)):
     raise ConfigError(
       'ids to keep have to be a row of whole numbers, at least one of them.'
     )

@@ -399,6 +399,7 @@ def test_a_dense_head_of_tokens_loses_their_columns():
   [
     ([0, VOCABULARY], f'0 to {VOCABULARY - 1}'), ([-1, 2], 'got -1 to 2'),
     ([1, 2, 2], '1 of them again'), ([], 'at least one'),
+    (np.zeros(0, np.int32), 'at least one of them'),
     ([0.5], 'whole numbers'), ([[1, 2]], 'a row'),
   ],
 )  # fmt: skip
