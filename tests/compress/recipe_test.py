@@ -1,0 +1,108 @@
+"""Recipes: what is read, what is refused, and which orders can work."""
+
+import itertools
+import json
+
+import pytest
+
+from effformer.compress import recipe
+from effformer.compress.distill.teaching import Lesson
+from effformer.compress.grid import Grid
+from effformer.errors import ConfigError
+
+ROWS = [
+  {'do': 'drop_layers', 'keep': [0, 2]},
+  {'do': 'train', 'steps': 3, 'learning_rate': 1, 'lesson': {'states': 2}},
+  {'do': 'prune', 'units': ['mlp', 'head'], 'ratio': 0.5, 'score': 'random'},
+  {'do': 'round', 'bits': 4, 'group': 'tile', 'tile': 8, 'method': 'gptq'},
+]
+
+
+def test_rows_become_steps_and_rows_again():
+  steps = recipe.read(ROWS)
+  assert steps == (
+    recipe.DropLayers((0, 2)),
+    recipe.Train(3, 1.0, Lesson(states=2.0)),
+    recipe.Prune(('mlp', 'head'), 0.5, 'random'),
+    recipe.Round(4, 'tile', 8, method='gptq'),
+  )
+  assert steps[3].grid == Grid(4, 'tile', 8)
+  assert steps[3].table_grid == Grid(8)
+  assert recipe.Round(tables=0).table_grid is None
+  rows = json.loads(json.dumps([recipe.row_of(step) for step in steps]))
+  assert recipe.read(rows) == steps
+  # By default labels alone teach.
+  train = recipe.read([{'do': 'train', 'steps': 1, 'learning_rate': 1.0}])[0]
+  assert (train.lesson.hard, train.lesson.soft) == (1, 0)
+
+
+def works(order):
+  """As the head of the module says."""
+  names = [row['do'] for row in order]
+  rounded = names.index('round') if 'round' in names else len(names)
+  pruned = names.index('prune') if 'prune' in names else len(names)
+  is_last = rounded >= len(names) - 1
+  return is_last and 'drop_layers' not in names[pruned:]
+
+
+@pytest.mark.parametrize('order', itertools.permutations(range(4)))
+def test_orders_that_can_work(order):
+  rows = [ROWS[index] for index in order]
+  if works(rows):
+    assert len(recipe.read(rows)) == 4
+    return
+  with pytest.raises(ConfigError, match='comes after'):
+    recipe.read(rows)
+
+
+def test_steps_may_come_again():
+  train, prune, drop = ROWS[1], ROWS[2], ROWS[0]
+  assert len(recipe.read([drop, train, drop, prune, train, prune, train])) == 7
+  with pytest.raises(ConfigError, match='train comes after round'):
+    recipe.read([ROWS[3], train])
+  with pytest.raises(ConfigError, match='round comes after round'):
+    recipe.read([ROWS[3], ROWS[3]])
+
+
+@pytest.mark.parametrize(
+  ('row', 'words'),
+  [
+    ({'do': 'melt'}, "no step 'melt'; there are drop_layers"),
+    ({}, 'no step None'),
+    ({'do': 'drop_layers'}, 'drop_layers needs keep'),
+    ({'do': 'drop_layers', 'keep': 2}, 'keep=2 has to be a row'),
+    ({'do': 'drop_layers', 'keep': ['0']}, "keep='0' has to be int"),
+    ({'do': 'round', 'bit': 8}, "round has no setting 'bit'; it has bits"),
+    ({'do': 'round', 'bits': 9}, 'bits has to be 2 to 8'),
+    ({'do': 'round', 'bits': True}, 'bits=True has to be int'),
+    ({'do': 'round', 'tables': 1}, 'bits has to be 2 to 8'),
+    ({'do': 'round', 'method': 'best'}, 'one of nearest, gptq'),
+    ({'do': 'round', 'batches': 0}, 'batches=0 has to be at least 1'),
+    ({'do': 'prune', 'units': ['layer'], 'ratio': 0.5}, r"units=\('layer',\)"),
+    ({'do': 'prune', 'units': [], 'ratio': 0.5}, r'units=\(\)'),
+    ({'do': 'prune', 'units': ['mlp'], 'ratio': 1}, 'ratio=1.0 has to be'),
+    ({'do': 'prune', 'units': ['mlp'], 'ratio': 0.5, 'score': 'x'}, 'score='),
+    ({'do': 'train', 'steps': 0, 'learning_rate': 1}, 'steps=0'),
+    ({'do': 'train', 'steps': 1, 'learning_rate': 0}, 'learning_rate=0.0'),
+    (
+      {'do': 'train', 'steps': 1, 'learning_rate': 1, 'lesson': {'x': 1}},
+      "a lesson has no 'x'",
+    ),
+    (
+      {'do': 'train', 'steps': 1, 'learning_rate': 1, 'lesson': 'hard'},
+      'weights by name',
+    ),
+    (
+      {'do': 'train', 'steps': 1, 'learning_rate': 1, 'lesson': {'soft': 0}},
+      'one of them above',
+    ),
+  ],
+)
+def test_what_is_refused(row, words):
+  with pytest.raises(ConfigError, match=words):
+    recipe.read([row])
+
+
+def test_a_recipe_has_steps():
+  with pytest.raises(ConfigError, match='at least one step'):
+    recipe.read([])
