@@ -110,7 +110,7 @@ def test_one_packed_release_is_told_once(tmp_path, capsys):
   assert data_main.main(['verify', '--directory', str(tmp_path)]) == 3
   out, err = capsys.readouterr()
   assert out.count('still packed') == err.count('still packed') == 1
-  assert 'listops, pathfinder128, pathfinder256, pathfinder32' in out
+  assert 'listops, pair, pathfinder128, pathfinder256, pathfinder32' in out
 
 
 @pytest.mark.parametrize('place', ['lra_release', NESTED])
