@@ -10,6 +10,7 @@ from effformer import config as config_lib
 from effformer.compress import fold, tensors
 from effformer.errors import ConfigError
 from effformer.models import build
+from tests import slow
 from tests.models.parameters import random_variables
 from tests.pretrained.golden_test import folder_of, golden, outputs
 
@@ -94,7 +95,9 @@ def random_factors(config, params, seed=0):
   return found
 
 
-@pytest.mark.parametrize(('mechanism', 'settings'), CASES, ids=str)
+@pytest.mark.parametrize(
+  ('mechanism', 'settings'), slow.after(3, CASES), ids=str
+)
 def test_the_function_of_each_mechanism_stays(mechanism, settings):
   config, module, params = model_of(mechanism, settings)
   factors = random_factors(config, params)

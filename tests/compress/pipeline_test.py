@@ -12,6 +12,7 @@ from effformer import errors
 from effformer.compress import artefact, pipeline, recipe
 from effformer.compress.tensors import QTensor
 from effformer.train import preemption, session, state
+from tests import slow
 from tests.train.pretraining_test import StopAfter
 from tests.train.tiny_run import examples, quiet_screen, tiny_config
 
@@ -135,6 +136,7 @@ def _digest_of_flat(params):
   return state.digest(flax.traverse_util.flatten_dict(params, sep='/'))
 
 
+@pytest.mark.slow
 def test_stopped_again_and_again_it_ends_in_the_same_bytes(
   parent, finished, tmp_path
 ):
@@ -171,7 +173,7 @@ def test_a_step_that_does_not_fit_leaves_nothing(parent, tmp_path):
 
 @pytest.mark.parametrize(
   'step',
-  [
+  slow.after(2, [
     {'do': 'prune', 'units': ['mlp'], 'ratio': 0.5, 'score': 'magnitude',
      'within': 'model'},
     {'do': 'prune', 'units': ['head'], 'ratio': 0.5, 'score': 'random'},
@@ -180,7 +182,7 @@ def test_a_step_that_does_not_fit_leaves_nothing(parent, tmp_path):
     {'do': 'round', 'bits': 3, 'method': 'awq', 'batches': 1},
     {'do': 'round', 'bits': 8, 'method': 'smooth', 'batches': 1},
     {'do': 'round', 'bits': 2, 'rule': 'ternary', 'tables': 0},
-  ],
+  ]),
 )  # fmt: skip
 def test_every_choice_is_carried_out(parent, tmp_path, step):
   model, _ = run(parent, tmp_path, recipe.read([step]))

@@ -11,6 +11,7 @@ from effformer.compress import grid as grids
 from effformer.compress import lsq, qat, tensors
 from effformer.compress.grid import Grid
 from effformer.errors import ConfigError
+from tests import slow
 from tests.compress.tensors_test import OUT, QUERY, H, K, params
 
 # Of each rule, of each group; the last tile of 4 is shorter.
@@ -19,6 +20,7 @@ GRIDS = (
   Grid(2, 'tile', 4, rule='ternary'), Grid(2, 'tensor', rule='ternary'),
   Grid(2, 'tile', 4, rule='absmean'), Grid(1, rule='sign'),
 )  # fmt: skip
+
 MLP = 'encoder/layer_0/mlp/in/kernel'
 
 
@@ -49,7 +51,7 @@ def gradients(rounded, tree, seed=5):
   return jax.jit(jax.grad(loss))(tree), weights
 
 
-@pytest.mark.parametrize('grid', GRIDS, ids=str)
+@pytest.mark.parametrize('grid', slow.after(3, GRIDS), ids=str)
 def test_what_is_stored_are_the_numbers_of_training(grid):
   plan = tensors.uniform_plan(params(), grid)
   stored = tensors.dequantise(tensors.quantise(params(), plan))
@@ -74,7 +76,9 @@ def test_means_do_not_depend_on_how_a_table_lies_in_memory(rule):
 
 
 @pytest.mark.parametrize(
-  'grid', [Grid(3), Grid(2, 'tile', 4), Grid(4, 'tensor')], ids=str
+  'grid',
+  slow.after(1, [Grid(3), Grid(2, 'tile', 4), Grid(4, 'tensor')]),
+  ids=str,
 )
 def test_what_is_stored_are_the_numbers_of_learned_steps(grid):
   plan = tensors.uniform_plan(params(), grid)

@@ -13,6 +13,7 @@ from effformer.compress.grid import Grid
 from effformer.errors import ConfigError
 from effformer.models import encoder
 from effformer.models.predictor import Predictor
+from tests import slow
 from tests.compress.fold_test import CASES, IDS, LENGTHS, MORE, T, Y, model_of
 from tests.models.parameters import random_variables
 from tests.pretrained.golden_test import FILES, folder_of, golden
@@ -97,7 +98,7 @@ def by_floats(module, params, args, more, scales=None):
   return jax.jit(apply)(numbers)
 
 
-@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('name', slow.after(4, FILES))
 def test_outputs_are_those_of_the_numbers(name, tmp_path):
   model, args, more = loaded(name, tmp_path)
   grid = GRIDS[FILES.index(name) % len(GRIDS)]
@@ -109,7 +110,9 @@ def test_outputs_are_those_of_the_numbers(name, tmp_path):
   )
 
 
-@pytest.mark.parametrize(('mechanism', 'settings'), CASES, ids=str)
+@pytest.mark.parametrize(
+  ('mechanism', 'settings'), slow.after(3, CASES), ids=str
+)
 def test_every_mechanism_runs(mechanism, settings):
   _, module, params = model_of(mechanism, settings)
   params = small(params, Grid(8))

@@ -12,6 +12,7 @@ from effformer.compress.distill import dynabert, hidden, losses, maps
 from effformer.compress.distill.capture import Captured, capture
 from effformer.errors import ConfigError
 from effformer.models import build
+from tests import slow
 from tests.compress.networks import (
   BATCH,
   B,
@@ -32,6 +33,7 @@ LAYERS = (
   layer('local', num_heads=HEADS, window=3, mlp_width=12, share='a'),
   layer('local', num_heads=HEADS, window=3, mlp_width=12, share='a'),
 )  # fmt: skip
+
 NAMES = ('layer_0', 'layer_1', 'shared_a')
 MODULE, PARAMS = network(LAYERS)
 
@@ -100,9 +102,10 @@ def masked(params, num_heads):
   return {**params, 'encoder': blocks}
 
 
-@pytest.mark.parametrize(('width', 'num_heads'), zip(
-  dynabert.WIDTHS, (1, 2, 3, 4), strict=True
-))  # fmt: skip
+@pytest.mark.parametrize(
+  ('width', 'num_heads'),
+  slow.after(1, zip(dynabert.WIDTHS, (1, 2, 3, 4), strict=True)),
+)
 def test_a_sub_network_is_the_whole_one_under_a_mask(width, num_heads):
   module = dynabert.narrow_module(MODULE, width)
   params = dynabert.narrow(MODULE, PARAMS, width)
