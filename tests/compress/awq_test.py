@@ -11,6 +11,9 @@ from effformer.compress.grid import Grid
 from tests.compress.fold_test import model_of
 from tests.pretrained.golden_test import folder_of, golden, outputs
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 K, L = 10, 50
 WIDTHS = (3, 4)
 GRIDS = (

@@ -14,6 +14,9 @@ from tests import slow
 from tests.models.parameters import random_variables
 from tests.pretrained.golden_test import folder_of, golden, outputs
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 B, T, D, H, F, Y = 2, 8, 12, 2, 10, 9
 MORE = {
   'full': [{}],

@@ -14,6 +14,9 @@ from tests.compress.networks import (
   network,
 )
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 
 def calls_of(layers, **fields):
   module, params = network(layers, head_width=6, **fields)

@@ -16,6 +16,9 @@ from tests import slow
 from tests.train.pretraining_test import StopAfter
 from tests.train.tiny_run import examples, quiet_screen, tiny_config
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 RECIPE = recipe.read([
   {'do': 'drop_layers', 'keep': [0, 2]},
   {'do': 'train', 'steps': 3, 'learning_rate': 1e-2,

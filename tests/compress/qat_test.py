@@ -14,6 +14,9 @@ from effformer.errors import ConfigError
 from tests import slow
 from tests.compress.tensors_test import OUT, QUERY, H, K, params
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 # Of each rule, of each group; the last tile of 4 is shorter.
 GRIDS = (
   Grid(8), Grid(3, 'tensor', symmetric=False), Grid(4, 'tile', 4, rule='clip'),

@@ -18,6 +18,9 @@ from tests.compress.fold_test import CASES, IDS, LENGTHS, MORE, T, Y, model_of
 from tests.models.parameters import random_variables
 from tests.pretrained.golden_test import FILES, folder_of, golden
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 GRIDS = (
   Grid(8), Grid(3, 'tile', 5), Grid(4, 'tensor', symmetric=False),
   Grid(8, 'tile', 4, symmetric=False),

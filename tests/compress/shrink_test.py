@@ -22,6 +22,9 @@ from tests.compress.prune.models import (
 )
 from tests.pretrained.golden_test import folder_of, golden, outputs
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 KINDS = ('head', 'mlp')
 TOLERANCE = 1e-5
 NAMES = ('bert-classifier', 'gpt2-predictor', 'vit-classifier')

@@ -130,6 +130,7 @@ def test_the_result_says_what_it_began_with(config, finished):
   assert set(result['test']) == {'loss', 'accuracy', 'matthews', 'f1', 'count'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('every', [4])
 def test_stopped_again_and_again_it_ends_in_the_same_bytes(
   config, finished, tmp_path, every

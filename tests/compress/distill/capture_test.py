@@ -27,6 +27,9 @@ from tests.compress.networks import (
   network,
 )
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 HYBRID = (layer(), layer('local', window=2), layer('linear'))
 
 

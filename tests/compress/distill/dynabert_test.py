@@ -26,6 +26,9 @@ from tests.compress.networks import (
   network,
 )
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 HEADS = 4
 LAYERS = (
   layer(num_heads=HEADS, relative_bias='t5', use_bias=True, mlp_width=12),

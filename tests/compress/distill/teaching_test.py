@@ -14,6 +14,9 @@ from effformer.models import build
 from effformer.tasks import classification
 from tests.train.tiny_run import LENGTH, tiny_config, tiny_dataset
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 LAYERS = maps.layer_map((1, 2), 2, 3)
 
 
