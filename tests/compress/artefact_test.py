@@ -13,6 +13,7 @@ from effformer.compress import artefact, tensors
 from effformer.compress.grid import Grid
 from effformer.errors import CheckpointError
 from effformer.train import state
+from tests import slow
 from tests.pretrained.golden_test import folder_of, golden, outputs
 
 GRIDS = (
@@ -54,7 +55,7 @@ def logits(model):
   return outputs(model._replace(params=model.numbers), arrays)
 
 
-@pytest.mark.parametrize('grid', GRIDS, ids=str)
+@pytest.mark.parametrize('grid', slow.after(2, GRIDS), ids=str)
 def test_reading_gives_the_same_bits(grid, tmp_path):
   model = compressed(tmp_path / 'bert', grid, layers=(1,))
   size = artefact.save(model, tmp_path / 'small')
@@ -70,7 +71,7 @@ def test_reading_gives_the_same_bits(grid, tmp_path):
   assert size == stored
 
 
-@pytest.mark.parametrize('grid', GRIDS, ids=str)
+@pytest.mark.parametrize('grid', slow.after(2, GRIDS), ids=str)
 def test_factors_are_read_again(grid, tmp_path):
   model = with_factors(tmp_path / 'bert', grid)
   artefact.save(model, tmp_path / 'small')

@@ -15,6 +15,9 @@ from effformer.models import build
 from tests.compress.prune.models import CLASSES, VOCABULARY, classifier
 from tests.compress.shrink_test import permuted
 
+# Many models are compiled.
+pytestmark = pytest.mark.slow
+
 ALL = ('head', 'kv_group', 'mlp', 'layer', 'embedding', 'weight')
 ROWS = (('1', (('num_heads', 6), ('num_kv_heads', 2), ('mlp_width', 7))),)
 
