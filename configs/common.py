@@ -27,6 +27,7 @@ from configs.values import COUNT, COUNT_OR_NONE, POSITIVE, RATE, SEED, Range
 
 # What runs start from.
 MINILM_L6 = published.MINILM_L6
+FINE_TUNING = published.FINE_TUNING
 
 PRESETS = ('paper', 'repo', 'modern')
 SECTIONS = ('model', 'mixer', 'data', 'train', 'pretrain', 'mesh')

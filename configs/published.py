@@ -18,3 +18,15 @@ MINILM_L6 = {
   'model.attention_bias': True,
   'model.pooling': 'mean',
 }
+
+# How such models are fine-tuned (Devlin et al. 2019, 1810.04805, A.3).
+FINE_TUNING = {
+  'model.dropout': 0.1,
+  'model.attention_dropout': 0.1,
+  'train.batch_size': 32,
+  'train.learning_rate': 5e-5,
+  'train.schedule': 'cosine',
+  'train.weight_decay': 0.01,
+  'train.decay': 'matrices',
+  'train.clip_norm': 1.0,
+}

@@ -22,17 +22,10 @@ from configs import common
 
 MODERN = {
   **common.MINILM_L6,
+  **common.FINE_TUNING,
   'data.max_length': 128,
-  'model.dropout': 0.1,
-  'model.attention_dropout': 0.1,
   'train.num_steps': 6000,
-  'train.batch_size': 32,
-  'train.learning_rate': 5e-5,
-  'train.schedule': 'cosine',
   'train.warmup_steps': 600,
-  'train.weight_decay': 0.01,
-  'train.decay': 'matrices',
-  'train.clip_norm': 1.0,
   'train.eval_every_steps': 500,
   'train.checkpoint_every_steps': 500,
 }

@@ -7,6 +7,7 @@ neighbour. So decisions are counted, too.
 from typing import Any
 
 import numpy as np
+import scipy.special
 import scipy.stats
 
 # Of bootstrap intervals.

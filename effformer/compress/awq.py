@@ -100,7 +100,7 @@ def factors(
     moments: of `calibrate.collect`.
     plan: grids.
   """
-  flat = fold.flatten(params)
+  flat = tensors.flatten(params)
   found = {}
   for place in fold.places(config, params):
     own = [path for path in place.kernels if path in moments and path in plan]

@@ -93,7 +93,7 @@ def places(config: ml_collections.ConfigDict, params: Any) -> list[Place]:
     config: describes the model.
     params: numbers.
   """
-  flat = flatten(params)
+  flat = tensors.flatten(params)
   layers = build.layer_configs(config)
   names = encoder.layer_names(layers)
   found = []
@@ -126,7 +126,7 @@ def fold(
     ValueError: factors of another shape, not above 0, or such that are to be
       folded into one place and differ.
   """
-  flat, left = flatten(params), {}
+  flat, left = tensors.flatten(params), {}
   for path, s_K in factors.items():
     if path not in flat or not tensors.is_rounded(path, flat[path]):
       raise ConfigError(
@@ -204,8 +204,3 @@ def _of_layer(path, layer, norm_order, flat):
     if is_other and name.endswith('/kernel') and tensors.is_rounded(name, x):
       add([name.removeprefix(f'{path}/').removesuffix('/kernel')], ())
   return found
-
-
-def flatten(params: Any) -> dict[str, Array]:
-  """Parameters by their paths."""
-  return flax.traverse_util.flatten_dict(params, sep='/')

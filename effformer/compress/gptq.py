@@ -17,7 +17,6 @@ An input that is always 0 has no error to make up for.
 Time k^2 n for each matrix, memory k^2 + k n.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -60,8 +59,7 @@ def gptq(
   upper_KK = jnp.pad(upper_KK, ((0, rest), (0, rest)))
   upper_KK += jnp.diag(jnp.pad(jnp.zeros(k), (0, rest), constant_values=1.0))
   # A tile is rounded as a matrix of its own, row by row.
-  group = 'tensor' if grid.group == 'tensor' else 'channel'
-  own = dataclasses.replace(grid, group=group, tile=0)
+  own = grid.of_tile
   number_K = jnp.arange(k + rest)
 
   def tile(w_KN, start):

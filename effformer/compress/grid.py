@@ -120,6 +120,12 @@ class Grid:
     return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
 
   @property
+  def of_tile(self) -> 'Grid':
+    """Of one tile, or of all where there are none, as a matrix of its own."""
+    group = 'tensor' if self.group == 'tensor' else 'channel'
+    return dataclasses.replace(self, group=group, tile=0)
+
+  @property
   def stride(self) -> int:
     """From one code to the next."""
     return 2 if self.rule == 'sign' else 1

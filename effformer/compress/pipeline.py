@@ -10,9 +10,10 @@ was, and ends in the same bytes. The test split is not touched.
 """
 
 import functools
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -128,34 +129,30 @@ def run(
   current, kept = parent.model, tuple(range(len(parent.task.model.layers)))
   for number, step in enumerate(steps):
     own = folder / f'step_{number}_{recipe.name_of(step)}'
-    if isinstance(step, recipe.DropLayers):
-      kept_now = tuple(kept[index] for index in step.keep if index < len(kept))
-    else:
-      kept_now = kept
     if (own / artefact.MANIFEST).exists():
       current = artefact.load(own)
       console.say(f'step {number}, {recipe.name_of(step)}: done before')
     else:
       console.say(f'step {number}: {recipe.name_of(step)}')
-      current = _DO[type(step)](step, current, kept_now, own, place)
+      current = _DO[type(step)](step, current, kept, own, place)
       current = current._replace(steps=tuple(rows[: number + 1]))
       size = artefact.save(current, own)
       count = state.num_params(current.numbers)
       console.say(f'  {count:,} parameters, {size:,} bytes on disk')
-    kept = kept_now
+    if isinstance(step, recipe.DropLayers):
+      kept = tuple(kept[index] for index in step.keep)
   return current
 
 
 def _bind(folder, rows, digest) -> None:
   """Binds the folder to recipe and parent, or refuses others."""
-  facts = {'steps': rows, 'parent_sha256': digest}
-  known = durable.read_json(folder / RECIPE)
+  text = durable.dumps({'steps': rows, 'parent_sha256': digest}, indent=2)
   # As JSON has them: lists for tuples.
-  facts = _as_json(facts)
+  facts, known = json.loads(text), durable.read_json(folder / RECIPE)
   if known is None:
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      durable.put(folder / RECIPE, durable.dumps(facts, indent=2).encode())
+      durable.put(folder / RECIPE, text.encode())
     except OSError as error:
       raise durable.not_written(folder / RECIPE, error) from error
   elif known != facts:
@@ -164,14 +161,6 @@ def _bind(folder, rows, digest) -> None:
       f'{folder} holds the steps of another {what}.\n'
       'Give the same one again, or another folder.'
     )
-
-
-def _as_json(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {key: _as_json(x) for key, x in value.items()}
-  if isinstance(value, list | tuple):
-    return [_as_json(x) for x in value]
-  return value
 
 
 def _drop(step, model, kept, own, place) -> Compressed:

@@ -1,4 +1,4 @@
-"""Which option for which part, under a budget: an exact solver and a search.
+"""Which option for which part, under a budget: a solver and a search.
 
 A model has groups (a kernel, a layer, a table), of which each gets one of a few
 options (bits, a share of its columns). Every option has a cost (bytes from
@@ -7,7 +7,8 @@ with that group alone changed. If losses add up, the best plan is
 
     min sum_g loss(g, o_g)    where    sum_g cost(g, o_g) <= budget
 
-a multiple-choice knapsack, solved by dynamic programming over costs in bins.
+a multiple-choice knapsack, solved by dynamic programming over costs in bins
+(exactly, but for what rounding costs up to a bin leaves of the budget).
 Losses do not add up exactly: the best few plans are measured as a whole, and
 while none reaches the floor, the next ones are. What comes back is all that was
 measured, its Pareto frontier, and why the search stopped.

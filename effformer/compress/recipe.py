@@ -34,7 +34,7 @@ LABELS = Lesson(hard=1.0, soft=0.0)
 class DropLayers:
   """Some layers stay; `depth.drop_layers`."""
 
-  place: ClassVar[int] = 0
+  rank: ClassVar[int] = 0
   keep: tuple[int, ...]
 
 
@@ -50,7 +50,7 @@ class Prune:
     batches: of the train split, that saliency and taylor are of.
   """
 
-  place: ClassVar[int] = 1
+  rank: ClassVar[int] = 1
   units: tuple[str, ...]
   ratio: float
   score: str = 'taylor'
@@ -78,7 +78,7 @@ class Train:
     lesson: see `teaching.Lesson`; by default labels alone.
   """
 
-  place: ClassVar[None] = None
+  rank: ClassVar[None] = None
   steps: int
   learning_rate: float
   lesson: Lesson = LABELS
@@ -100,7 +100,7 @@ class Round:
     batches: of the train split, that all but 'nearest' are calibrated on.
   """
 
-  place: ClassVar[int] = 2
+  rank: ClassVar[int] = 2
   bits: int = 8
   group: str = 'channel'
   tile: int = 0
@@ -130,6 +130,7 @@ class Round:
 
 
 Step = DropLayers | Prune | Train | Round
+# Steps with a rank come in its order; the others anywhere before the last.
 STEPS: dict[str, type] = {
   'drop_layers': DropLayers,
   'prune': Prune,
@@ -160,18 +161,18 @@ def check_order(steps: Sequence[Step]) -> None:
   latest, before = 0, ''
   for step in steps:
     name = name_of(step)
-    if latest == Round.place:
+    if latest == Round.rank:
       _refuse(
         f'{name} comes after round: codes cannot be changed any more, so round '
         'has to be the last step'
       )
-    if step.place is not None and step.place < latest:
+    if step.rank is not None and step.rank < latest:
       _refuse(
         f'{name} comes after {before}, which chose by a model with more '
         f'layers: move {name} before it'
       )
-    if step.place is not None and step.place >= latest:
-      latest, before = step.place, name
+    if step.rank is not None:
+      latest, before = step.rank, name
 
 
 def row_of(step: Step) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from effformer import config as config_lib
-from effformer.compress import depth
+from effformer.compress import depth, tensors
 from effformer.compress.prune import units as units_lib
 from effformer.compress.prune.units import kind_of
 from effformer.errors import ConfigError
@@ -48,7 +48,7 @@ def shrink(
   units = units_lib.of(config, params, sorted(kinds)) if kinds else {}
   units_lib.check(masks, units)
   masks = {name: np.asarray(mask, bool) for name, mask in masks.items()}
-  flat = dict(units_lib.flat_of(params))
+  flat = dict(tensors.flatten(params))
   layers = build.layer_configs(config)
   names = encoder.layer_names(layers)
   rows = {index: row.to_dict() for index, row in config.model.layers.items()}
@@ -88,7 +88,7 @@ def shrink_vocabulary(
   Raises:
     ConfigError: no such ids, none, or one twice; or the model looks no ids up.
   """
-  flat = dict(units_lib.flat_of(params))
+  flat = dict(tensors.flatten(params))
   units = units_lib.embedding(flat)
   if units is None:
     raise ConfigError('this model looks no ids up in a table: none can leave.')

@@ -64,7 +64,7 @@ def factors(
     moments: of `calibrate.collect`.
     alpha: see `scales`.
   """
-  flat = fold.flatten(params)
+  flat = tensors.flatten(params)
   found = {}
   for place in fold.places(config, params):
     own = [path for path in place.kernels if path in moments]

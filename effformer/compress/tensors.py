@@ -88,7 +88,7 @@ def uniform_plan(
   """
   return {
     path: (tables or grid) if is_table(path) else grid
-    for path, x in _flat(params).items()
+    for path, x in flatten(params).items()
     if is_rounded(path, x)
   }
 
@@ -219,7 +219,7 @@ def from_matrix(
 
 
 def _changed(params, plan, change):
-  flat = _flat(params)
+  flat = flatten(params)
   for path in plan:
     if path not in flat:
       raise ConfigError(
@@ -261,5 +261,6 @@ def _encoded(w_KN, found, grid):
   return codes_KN.astype(code_type(grid)), found.scale, found.zero
 
 
-def _flat(params):
+def flatten(params: Any) -> dict[str, Any]:
+  """Parameters by path, 'encoder/layer_0/mlp/in/kernel'."""
   return flax.traverse_util.flatten_dict(params, sep='/')

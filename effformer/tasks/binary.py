@@ -8,33 +8,24 @@ share that are, and h the share that are both. Then
     F1 = 2 h / (p + a), 0 likewise; that of MRPC
 """
 
-import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-
-from effformer.tasks.task import Task
 
 # Means that `summarise` turns into measures.
 _GUESSED, _ACTUAL, _BOTH = '_guessed', '_actual', '_both'
 
 
-def with_measures(task: Task) -> Task:
-  """A classification of two classes, with `matthews` and `f1`."""
-
-  def measure(params, batch):
-    probability_BC = task.predict(params, batch)
-    guessed_B = (jnp.argmax(probability_BC, -1) == 1).astype(jnp.float32)
-    actual_B = (batch['label_B'] == 1).astype(jnp.float32)
-    return {
-      **task.measure(params, batch),
-      _GUESSED: guessed_B,
-      _ACTUAL: actual_B,
-      _BOTH: guessed_B * actual_B,
-    }
-
-  return dataclasses.replace(task, measure=measure, summarise=summarise)
+def shares(logits_BC: jax.Array, label_B: jax.Array) -> dict[str, jax.Array]:
+  """1.0 of each example that counts to p, a and h, for `summarise`."""
+  guessed_B = jnp.argmax(logits_BC, axis=-1) == 1
+  actual_B = label_B == 1
+  found = {
+    _GUESSED: guessed_B, _ACTUAL: actual_B, _BOTH: guessed_B & actual_B,
+  }  # fmt: skip
+  return {name: x.astype(jnp.float32) for name, x in found.items()}
 
 
 def summarise(means: dict[str, Any]) -> dict[str, Any]:

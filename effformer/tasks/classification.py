@@ -1,7 +1,7 @@
 """Classification of sequences: cross-entropy, accuracy, any encoder."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,18 @@ TWO_TEXTS = (*ONE_TEXT, 'other_ids_BT', 'other_lengths_B')
 ONE_ROW = (*ONE_TEXT, 'types_BT')
 
 
+class Measures(NamedTuple):
+  """Further measures.
+
+  Attributes:
+    per_example: (logits [B, C], labels [B]) -> values [B] by name.
+    summarise: see `Task`.
+  """
+
+  per_example: Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+  summarise: Callable[[dict[str, Any]], dict[str, Any]]
+
+
 def from_config(
   config: ml_collections.ConfigDict,
   dataset: data.Dataset,
@@ -28,6 +40,7 @@ def from_config(
   own_floors: Callable[[], dict[str, float]],
   build_model: Callable[..., nn.Module] = build.sequence_classifier,
   inputs: tuple[str, ...] = ONE_TEXT,
+  more: Measures | None = None,
 ) -> task.Task:
   """The task `config.task` on a data set.
 
@@ -38,6 +51,7 @@ def from_config(
     own_floors: () -> floors beside that of the majority.
     build_model: (config, vocabulary size, number of classes) -> the network.
     inputs: of the network, as a batch names them.
+    more: see `make`.
   """
   model = build_model(config, tokenizer.vocab_size, dataset.num_classes)
 
@@ -54,6 +68,7 @@ def from_config(
     config.data.max_length,
     measure_floors,
     inputs,
+    more,
   )
 
 
@@ -65,10 +80,12 @@ def make(
   max_length: int,
   measure_floors: Callable[[], dict[str, float]],
   inputs: tuple[str, ...] = ONE_TEXT,
+  more: Measures | None = None,
 ) -> task.Task:
   """Joins a data set of labelled sequences with a classifier.
 
-  The loss of an example is `-log softmax(logits)[label]`, in nats.
+  The loss of an example is `-log softmax(logits)[label]`, in nats. `more` are
+  measures of an evaluation beside loss and accuracy.
   """
 
   def init(key: jax.Array) -> Any:
@@ -108,7 +125,11 @@ def make(
     )
 
   def measure(params, batch):
-    return per_example(logits(params, batch), batch)
+    logits_BC = logits(params, batch)
+    values = per_example(logits_BC, batch)
+    if more:
+      values |= more.per_example(logits_BC, batch['label_B'])
+    return values
 
   def predict(params, batch):
     return jax.nn.softmax(logits(params, batch).astype(jnp.float32))
@@ -124,4 +145,5 @@ def make(
     predict,
     measure_floors,
     inputs,
+    summarise=more.summarise if more else dict,
   )

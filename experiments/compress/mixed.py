@@ -7,7 +7,6 @@ parent) and the choice among whole plans are of sentences of the train split of
 STS-B, the rows of the table of sentences of its test split.
 """
 
-import argparse
 import pathlib
 import sys
 
@@ -16,7 +15,6 @@ import numpy as np
 from effformer.compress import agreement, bits, calibrate, gptq, policy, tensors
 from effformer.compress.grid import Grid
 from effformer.train import result
-from experiments import table
 from experiments.compress import minilm
 
 # In tiles, so that tables and kernels have the same choice.
@@ -83,16 +81,5 @@ def measure(folder: pathlib.Path) -> list[dict]:
   return found
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--data', type=pathlib.Path, required=True)
-  parser.add_argument(
-    '--csv', type=pathlib.Path, default=table.RESULTS / 'compress_mixed.csv'
-  )
-  options = parser.parse_args()
-  table.write(options.csv, measure(options.data))
-  return 0
-
-
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(minilm.main(__doc__, 'compress_mixed', measure))

@@ -7,7 +7,6 @@ sentence1, sentence2, score; the model is the package of `minilm`. Sentences of
 train calibrate, those of test are measured; nothing is chosen by them.
 """
 
-import argparse
 import pathlib
 import sys
 import tempfile
@@ -17,7 +16,6 @@ from effformer.compress import artefact, awq, calibrate, gptq, smooth, tensors
 from effformer.compress.fold import fold
 from effformer.compress.grid import Grid
 from effformer.train import result
-from experiments import table
 from experiments.compress import minilm
 
 TABLE = Grid(8)
@@ -98,16 +96,5 @@ def measure(folder: pathlib.Path) -> list[dict]:
   return found
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--data', type=pathlib.Path, required=True)
-  parser.add_argument(
-    '--csv', type=pathlib.Path, default=table.RESULTS / 'compress_rounding.csv'
-  )
-  options = parser.parse_args()
-  table.write(options.csv, measure(options.data))
-  return 0
-
-
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(minilm.main(__doc__, 'compress_rounding', measure))

@@ -108,7 +108,7 @@ def test_a_model(tmp_path):
   np.testing.assert_array_equal(
     factors[path.format('query')], factors[path.format('value')]
   )
-  flat = fold.flatten(model.params)
+  flat = tensors.flatten(model.params)
   powers = []
   for place in fold.places(model.config, model.params):
     if place.kernels[0] not in factors:
@@ -158,7 +158,7 @@ def test_heads_with_the_same_values_are_taken_together():
   plan = {path: Grid(3, 'tile', 4)}
   s_K = awq.factors(config, params, {path: seen}, plan)[path]
   same_K = np.tile(mean_K.reshape(2, 6).mean(0), 2)
-  w_KN = fold.flatten(params)[path].reshape(12, 12)
+  w_KN = tensors.flatten(params)[path].reshape(12, 12)
   expected = awq.scales([w_KN], [plan[path]], same_K, gram_KK)
   assert expected.power > 0
   np.testing.assert_allclose(s_K, expected.s_K, rtol=1e-5)

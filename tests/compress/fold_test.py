@@ -89,7 +89,7 @@ def run(module, params):
 
 def random_factors(config, params, seed=0):
   """Of all kernels, the same for those of a place."""
-  rng, flat = np.random.default_rng(seed), fold.flatten(params)
+  rng, flat = np.random.default_rng(seed), tensors.flatten(params)
   found = {}
   for place in fold.places(config, params):
     inputs, _ = tensors.matrix(place.kernels[0], flat[place.kernels[0]]).shape
@@ -105,7 +105,7 @@ def test_the_function_of_each_mechanism_stays(mechanism, settings):
   config, module, params = model_of(mechanism, settings)
   factors = random_factors(config, params)
   kernels = {
-    path for path in fold.flatten(params)
+    path for path in tensors.flatten(params)
     if path.startswith('encoder') and path.endswith('kernel')
   }  # fmt: skip
   assert set(factors) == kernels
@@ -113,7 +113,7 @@ def test_the_function_of_each_mechanism_stays(mechanism, settings):
   np.testing.assert_allclose(
     run(module, folded), run(module, params), rtol=1e-4, atol=1e-4
   )
-  before, after = fold.flatten(params), fold.flatten(folded)
+  before, after = tensors.flatten(params), tensors.flatten(folded)
   for path in kernels:
     # Those that are left are as they were, but where they stand before others.
     is_linear = mechanism in fold.VALUES and '/value' in path
@@ -180,7 +180,7 @@ def test_a_factor_of_one_reader_is_that_of_all():
   path = 'encoder/layer_0/mixer/{}/kernel'
   folded, left = fold.fold(config, params, {path.format('key'): s_K})
   assert not left
-  after, before = fold.flatten(folded), fold.flatten(params)
+  after, before = tensors.flatten(folded), tensors.flatten(params)
   np.testing.assert_allclose(
     after[path.format('value')],
     before[path.format('value')] * s_K[:, None, None],
@@ -195,7 +195,7 @@ def test_heads_with_the_same_values_need_the_same_factors():
   config, module, params = model_of(
     'full', {}, model__layers={'0': {'num_kv_heads': 1}}
   )
-  flat = fold.flatten(params)
+  flat = tensors.flatten(params)
   out = 'encoder/layer_0/mixer/out/kernel'
   assert flat['encoder/layer_0/mixer/value/kernel'].shape == (D, 1, D // H)
   (place,) = (p for p in fold.places(config, params) if out in p.kernels)

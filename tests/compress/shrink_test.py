@@ -7,7 +7,7 @@ import pytest
 
 from configs import common
 from effformer import config_check, pretrained
-from effformer.compress import artefact, shrink
+from effformer.compress import artefact, shrink, tensors
 from effformer.compress.prune import masks as masks_lib
 from effformer.compress.prune import units as units_lib
 from effformer.errors import ConfigError
@@ -260,7 +260,7 @@ def test_what_is_shrunk_can_be_shrunk_again():
 
 def permuted(params, units, orders):
   """The same model with its units in another order."""
-  flat = dict(units_lib.flat_of(params))
+  flat = dict(tensors.flatten(params))
   for name, own in units.items():
     for part in own.parts:
       flat[part.path] = np.take(flat[part.path], orders[name], part.axis)

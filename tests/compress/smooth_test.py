@@ -91,7 +91,7 @@ def test_the_function_of_a_model_stays(name, tmp_path):
 
 def test_matrices_with_one_input_have_one_factor():
   config, _, params = model_of('full', {})
-  flat = fold.flatten(params)
+  flat = tensors.flatten(params)
   paths = [
     f'encoder/layer_0/mixer/{name}/kernel' for name in ('query', 'key', 'value')
   ]
@@ -115,7 +115,7 @@ def test_heads_with_the_same_values_are_taken_together():
   largest_K = np.linspace(0.5, 4, 12).astype('f4')
   seen = calibrate.Moments(np.eye(12), largest_K, largest_K, 1)
   s_HV = smooth.factors(config, params, {path: seen})[path].reshape(2, 6)
-  w_HVD = np.abs(fold.flatten(params)[path])
+  w_HVD = np.abs(tensors.flatten(params)[path])
   largest_V = largest_K.reshape(2, 6).max(0)
   expected_V = np.sqrt(largest_V / w_HVD.max((0, 2)))
   np.testing.assert_allclose(s_HV, np.stack([expected_V] * 2), rtol=1e-5)

@@ -1,6 +1,5 @@
 """Classes of sentences and pairs: rows, types, and measures of two classes."""
 
-import dataclasses
 import math
 
 import jax
@@ -157,19 +156,11 @@ def test_measures_of_two_classes_are_those_of_the_counts(guessed, actual):
   """Over batches of two, the last of which is filled up."""
   size = len(guessed)
 
-  def predict(params, batch):
-    return jax.nn.one_hot(batch['ids_BT'][:, 0], 2)
-
   def measure(params, batch):
-    return {'loss': batch['ids_BT'][:, 0] * 0.5}
+    logits_BC = jax.nn.one_hot(batch['ids_BT'][:, 0], 2)
+    values = binary.shares(logits_BC, batch['label_B'])
+    return {**values, 'loss': batch['ids_BT'][:, 0] * 0.5}
 
-  @dataclasses.dataclass(frozen=True)
-  class Plain:
-    predict: object
-    measure: object
-    summarise: object = dict
-
-  task = binary.with_measures(Plain(predict, measure))
   rows = [(n, 1.0) for n in range(size)] + [(0, 0.0)] * (size % 2)
   batches = [
     {
@@ -179,8 +170,8 @@ def test_measures_of_two_classes_are_those_of_the_counts(guessed, actual):
     }
     for start in range(0, len(rows), 2)
   ]
-  step = evaluation.make_eval_step(task.measure)
-  found = task.summarise(evaluation.evaluate(step, None, batches))
+  step = evaluation.make_eval_step(measure)
+  found = binary.summarise(evaluation.evaluate(step, None, batches))
   assert found == pytest.approx(
     {
       **by_definition(guessed, actual),

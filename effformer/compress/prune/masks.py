@@ -169,7 +169,7 @@ def apply(
         f'{name} is no identity without its parameters, so it cannot be masked.'
         '\nLeave it out with depth.drop_layers.'
       )
-  flat = dict(units_lib.flat_of(params))
+  flat = dict(tensors.flatten(params))
   for path, keep in _kept(flat, masks, units, by_exits=True).items():
     flat[path] = jnp.where(keep, flat[path], 0)
   return flax.traverse_util.unflatten_dict(flat, sep='/')
@@ -184,7 +184,7 @@ def sparsity(
     ConfigError: masks do not fit.
   """
   units_lib.check(masks, units)
-  flat = units_lib.flat_of(params)
+  flat = tensors.flatten(params)
   removed = 0
   for path, keep in _kept(flat, masks, units, by_exits=False).items():
     keep = np.broadcast_to(keep, np.shape(flat[path]))

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from effformer.compress import grid as grids
+from effformer.compress import tensors
 from effformer.compress.prune import masks
-from effformer.compress.prune.units import flat_of
 from effformer.errors import ConfigError
 from effformer.shapes import Array, ArrayLike
 
@@ -35,7 +35,7 @@ def initial(params: Any, paths: Iterable[str]) -> Scores:
   Raises:
     ConfigError: there is no such parameter.
   """
-  flat = flat_of(params)
+  flat = tensors.flatten(params)
   paths = tuple(paths)
   for path in paths:
     if path not in flat:
@@ -83,7 +83,7 @@ def penalty(scores: Mapping[str, Array]) -> Array:
 
 
 def _masked(params, scores, keep):
-  flat = dict(flat_of(params))
+  flat = dict(tensors.flatten(params))
   for path, x in scores.items():
     mask = keep[path].astype(flat[path].dtype)
     flat[path] = flat[path] * grids.straight_through(x, mask, True)

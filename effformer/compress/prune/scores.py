@@ -24,7 +24,7 @@ import numpy as np
 
 from effformer.compress import tensors
 from effformer.compress.calibrate import Moments
-from effformer.compress.prune.units import Units, flat_of, total
+from effformer.compress.prune.units import Units, total
 from effformer.errors import ConfigError
 from effformer.shapes import Array
 
@@ -35,7 +35,7 @@ Loss = Callable[[Any, Any], Array]
 
 def magnitude(params: Any, units: Mapping[str, Units]) -> Scores:
   """|w| of weights; of other units the Euclidean norm of their weights."""
-  flat = flat_of(params)
+  flat = tensors.flatten(params)
 
   def norm(own):
     if own.kind == 'weight':
@@ -102,7 +102,7 @@ def wanda(params: Any, moments: Mapping[str, Moments]) -> Scores:
     params: of the model.
     moments: see `calibrate.collect`.
   """
-  flat = flat_of(params)
+  flat = tensors.flatten(params)
 
   def score(path, own):
     w_KN = tensors.matrix(path, jnp.asarray(flat[path]))
@@ -139,7 +139,10 @@ def normalised(scores: Mapping[str, Array]) -> Scores:
 def _average(measure, loss, params, batches, units):
   @jax.jit
   def one(params, batch):
-    flat, gradients = flat_of(params), flat_of(jax.grad(loss)(params, batch))
+    flat, gradients = (
+      tensors.flatten(params),
+      tensors.flatten(jax.grad(loss)(params, batch)),
+    )
     products = {path: flat[path] * gradients[path] for path in flat}
     return {name: measure(own, products) for name, own in units.items()}
 

@@ -17,7 +17,6 @@ An input that is always 0 leaves first, and has no error to make up for.
 Time k^2 n for each matrix, memory k^2 + k n.
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -114,7 +113,7 @@ def _sweep(w_KN, gram_KK, sparsity, block, grid, damp):
 
   def scaled(w_KN, start):
     return grids.scales(
-      jax.lax.dynamic_slice_in_dim(w_KN, start, tile), _of_tile(grid)
+      jax.lax.dynamic_slice_in_dim(w_KN, start, tile), grid.of_tile
     )
 
   def row(carry, i):
@@ -129,8 +128,8 @@ def _sweep(w_KN, gram_KK, sparsity, block, grid, damp):
       found = jax.lax.cond(
         i % tile == 0, lambda: scaled(w_KN, i), lambda: found
       )
-      codes_1N = grids.encode(new_1N, found, _of_tile(grid))
-      new_1N = grids.decode(codes_1N, found, _of_tile(grid))
+      codes_1N = grids.encode(new_1N, found, grid.of_tile)
+      new_1N = grids.decode(codes_1N, found, grid.of_tile)
     u_K = jnp.pad(upper_KK[i], (0, rest))
     error_1N = (w_KN[i][None] - new_1N) / u_K[i]
     later_K = jnp.where(number_K > i, u_K, 0.0)
@@ -151,9 +150,3 @@ def _sweep(w_KN, gram_KK, sparsity, block, grid, damp):
   return Pruned(
     new_KN, keep_KN, codes_K1N[:, 0], Scales(*(x[::tile, 0] for x in found))
   )
-
-
-def _of_tile(grid):
-  """The grid of a tile, as a matrix of its own."""
-  group = 'tensor' if grid.group == 'tensor' else 'channel'
-  return dataclasses.replace(grid, group=group, tile=0)

@@ -23,7 +23,6 @@ choose together there are no such units.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.traverse_util
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -107,7 +106,7 @@ def of(
   Raises:
     ConfigError: a kind is unknown, or the model has no units of it.
   """
-  flat = flat_of(params)
+  flat = tensors.flatten(params)
   layers = build.layer_configs(config)
   blocks = {
     f'encoder/{name}': in_block(
@@ -189,11 +188,6 @@ def total(x: Array, part: Part) -> Array:
     return x.sum()[None]
   rows = jnp.moveaxis(x, part.axis, 0)
   return rows.reshape(rows.shape[0] // part.width, -1).sum(axis=1)
-
-
-def flat_of(params: Any) -> dict[str, Array]:
-  """Parameters by path."""
-  return flax.traverse_util.flatten_dict(params, sep='/')
 
 
 def embedding(flat: Mapping[str, Array]) -> Units | None:

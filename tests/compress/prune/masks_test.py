@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from effformer.compress import tensors
 from effformer.compress.prune import masks, units
 from effformer.errors import ConfigError
 from tests.compress.prune.models import classifier, some
@@ -172,10 +173,10 @@ def test_masking_is_zeros_where_units_leave_and_nowhere_else(kind):
   keep = {name: some(x.shape, i) for i, (name, x) in enumerate(own.items())}
   if kind == 'layer':
     keep['encoder/layer_1:layer'] = np.array([False])
-  flat = units.flat_of(model.params)
-  masked = units.flat_of(masks.apply(model.params, keep, found))
+  flat = tensors.flatten(model.params)
+  masked = tensors.flatten(masks.apply(model.params, keep, found))
   again = masks.apply(masks.apply(model.params, keep, found), keep, found)
-  jax.tree.map(np.testing.assert_array_equal, units.flat_of(again), masked)
+  jax.tree.map(np.testing.assert_array_equal, tensors.flatten(again), masked)
   expected = {path: np.array(x) for path, x in flat.items()}
   for name, mask in keep.items():
     parts = own[name].exits if kind == 'layer' else own[name].parts

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effformer.compress import calibrate
+from effformer.compress import calibrate, tensors
 from effformer.compress.prune import scores as scores_lib
 from effformer.compress.prune import units as units_lib
 from effformer.errors import ConfigError
@@ -54,7 +54,7 @@ def gradients():
   return [
     {
       path: np.asarray(g, np.float64)
-      for path, g in units_lib.flat_of(gradient(model.params, batch)).items()
+      for path, g in tensors.flatten(gradient(model.params, batch)).items()
     }
     for batch in batches
   ]
@@ -76,7 +76,7 @@ def shares(own, unit):
 @pytest.mark.parametrize('kind', ALL)
 def test_magnitude(kind):
   units = units_of(kind)
-  flat = units_lib.flat_of(problem()[0].params)
+  flat = tensors.flatten(problem()[0].params)
   found = scores_lib.magnitude(problem()[0].params, units)
   assert set(found) == set(units)
   for name, own in units.items():
@@ -94,7 +94,7 @@ def test_magnitude(kind):
 def test_saliency(kind):
   model, loss, batches = problem()
   units = units_of(kind)
-  flat = units_lib.flat_of(model.params)
+  flat = tensors.flatten(model.params)
   found = scores_lib.saliency(loss, model.params, batches, units)
   for name, own in units.items():
     if kind == 'weight':
@@ -118,7 +118,7 @@ def test_taylor_is_the_gradient_of_a_mask(kind):
   """
   model, loss, batches = problem()
   units = units_of(kind)
-  flat = units_lib.flat_of(model.params)
+  flat = tensors.flatten(model.params)
 
   @jax.jit
   @jax.grad
@@ -156,7 +156,7 @@ def test_taylor_is_the_gradient_of_a_mask(kind):
 
 def test_taylor_finds_the_head_that_matters():
   model, loss, batches = problem()
-  flat = units_lib.flat_of(model.params)
+  flat = tensors.flatten(model.params)
   silent = dict(flat)
   path = 'encoder/layer_0/mixer/out/kernel'
   silent[path] = flat[path] * np.array([1, 0, 1])[:, None, None]
@@ -185,7 +185,7 @@ def test_wanda():
     module, model.params, [batch[:2] for batch in batches]
   )
   found = scores_lib.wanda(model.params, moments)
-  flat = units_lib.flat_of(model.params)
+  flat = tensors.flatten(model.params)
   assert set(found) == set(moments)
   path = 'encoder/layer_0/mixer/out/kernel'
   size_K = np.sqrt(np.diag(moments[path].gram_KK)).reshape(3, 4, 1)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from effformer.compress import tensors
 from effformer.compress.prune import units as units_lib
 from effformer.compress.prune.units import Part
 from effformer.errors import ConfigError
@@ -27,7 +28,7 @@ def test_names_and_shapes():
     **{f'encoder/layer_{i}:layer': (1,) for i in range(3)},
     'embedding:embedding': (VOCABULARY,),
   }
-  flat = units_lib.flat_of(model.params)
+  flat = tensors.flatten(model.params)
   kernels = {path for path in flat if path.endswith('/kernel')}
   assert set(found) - set(shapes) == kernels
   assert found['head_out/kernel'].shape == (12, 3)
@@ -88,7 +89,7 @@ def test_blocks_that_zeros_do_not_switch_off():
     assert all(own.exits == () for own in found.values())
     numbers = sum(np.size(x) for x in jax.tree.leaves(model.params['encoder']))
     norm = 0 if 'model__norm_order' in keys else 2 * 12
-    flat = units_lib.flat_of(model.params)
+    flat = tensors.flatten(model.params)
     parts = [part for own in found.values() for part in own.parts]
     assert sum(flat[part.path].size for part in parts) == numbers - norm
 
