@@ -30,7 +30,9 @@ MINILM_L6 = published.MINILM_L6
 FINE_TUNING = published.FINE_TUNING
 
 PRESETS = ('paper', 'repo', 'modern')
-SECTIONS = ('model', 'mixer', 'data', 'train', 'pretrain', 'mesh')
+SECTIONS = (
+  *('model', 'mixer', 'data', 'train', 'pretrain', 'mesh', 'compress'),
+)
 SWITCHES = ('quick', 'pretrain')
 # Tasks whose examples are two texts.
 PAIR_TASKS = ('retrieval',)
@@ -321,6 +323,7 @@ def base(choice: Choice = DEFAULT) -> ml_collections.ConfigDict:
   config.data = keys.data_keys()
   config.train = keys.train_keys()
   config.pretrain = keys.pretrain_keys()
+  config.compress = keys.compress_keys()
   # Devices along each axis of the mesh; -1 (once) = all that are left.
   config.mesh = mesh = ml_collections.ConfigDict()
   # Axis over which the batch is split.

@@ -195,3 +195,22 @@ def pretrain_keys() -> ml_collections.ConfigDict:
   pretrain.learning_rate = 1e-3
   pretrain.warmup_steps = 1000
   return pretrain
+
+
+def compress_keys() -> ml_collections.ConfigDict:
+  compress = ml_collections.ConfigDict()
+  # For --mode=compress; other modes leave this section alone. Name of the
+  # recipe that the argument chose.
+  compress.recipe = ''
+  # The folder of a finished run, whose model is compressed; '' = the run of
+  # this config, which is trained first, in WORKDIR/parent.
+  compress.parent = ''
+  # Carry out beside the recipe what shows that its parts are of use: the same
+  # without a teacher, with units chosen at random, with codes to the nearest.
+  compress.controls = True
+  # Batch x length of what is timed.
+  compress.shapes = ('1x32', '8x128', '32x64')
+  # The steps '0', '1', ...: `do` says what one does, and the other settings
+  # are those of effformer.compress.recipe.
+  compress.steps = ml_collections.ConfigDict()
+  return compress

@@ -37,7 +37,10 @@ __all__ = [
 ]
 
 # Keys that only name what the argument chose, and how the argument says it.
-_CHOSEN = {'preset': 'preset=repo', 'quick': 'quick', 'mixer.name': 'local'}
+_CHOSEN = {
+  **{'preset': 'preset=repo', 'quick': 'quick', 'mixer.name': 'local'},
+  'compress.recipe': 'int8-storage',
+}
 
 
 def load(
@@ -225,12 +228,13 @@ def _with_tuples(
   section: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
   """JSON has lists where configs have tuples."""
-  for name, value in section.items():
+  for name, value in list(section.items()):
     if isinstance(value, ml_collections.ConfigDict):
       _with_tuples(value)
     elif isinstance(value, list):
-      with section.ignore_type():
-        section[name] = tuple(value)
+      # A list that is set anew stays one, whatever it is set to.
+      del section[name]
+      section[name] = tuple(value)
   return section
 
 

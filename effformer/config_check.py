@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from effformer import config_layers
+from effformer import config_compress, config_layers
 from effformer.config_task import check_task
 from effformer.config_words import (
   FLAG,
@@ -32,6 +32,7 @@ def check(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
   for key, value in leaves(config):
     _check_value(key, value, schema)
   config_layers.check(config, schema)
+  config_compress.check(config)
   model = config.model
   if model.position == 'sinusoidal' and model.width % 2:
     refuse(
@@ -91,6 +92,8 @@ def default_of(key: str, mechanism: str, schema: ModuleType) -> Any:
   settings = {k: v for row in schema.MIXERS.values() for k, v in row.items()}
   facts = {**config_layers.FACTS, **settings}
   fact = config_layers.fact_of(key)
+  if step_fact := config_compress.fact_of(key):
+    fact, facts = step_fact, config_compress.facts(settings)
   if fact in facts:
     return facts[fact]
   section, _, name = key.rpartition('.')
@@ -101,7 +104,8 @@ def default_of(key: str, mechanism: str, schema: ModuleType) -> Any:
       f'mechanism is {mechanism}',
       f'choose it in the argument, --config=FILE.py:{owners[0]}',
     )
-  if key == 'model.layers' or any(k.startswith(f'{key}.') for k in plain):
+  is_section = any(k.startswith(f'{key}.') for k in plain)
+  if is_section or key in ('model.layers', 'compress.steps'):
     refuse(f'{key} is a section of keys', f'set one key, {FLAG}{key}.KEY=VALUE')
   known = {*plain, *_layer_keys(key, facts)}
   names = sorted(
@@ -118,9 +122,9 @@ def default_of(key: str, mechanism: str, schema: ModuleType) -> Any:
 
 
 def _layer_keys(key: str, facts: Iterable[str]) -> list[str]:
-  """The keys of the layer that a key like model.layers.0.XYZ is about."""
-  index = re.search(r'\.(\d+)\.', key)
-  return [f'model.layers.{index[1]}.{f}' for f in facts] if index else []
+  """The keys of the layer or step that a key like model.layers.0.XYZ means."""
+  index = re.match(r'(.*?\.\d+\.)', key)
+  return [f'{index[1]}{f}' for f in facts] if index else []
 
 
 def mechanism_of(config, schema: ModuleType) -> str:

@@ -23,7 +23,7 @@ from effformer.train import preemption
 
 MODES = (
   *('train', 'eval', 'predict', 'generate', 'profile', 'efficiency'),
-  'dry_run',
+  *('compress', 'dry_run'),
 )
 _PROGRAM = 'python -m effformer.main'
 
@@ -53,8 +53,9 @@ def define_flags() -> flags.FlagValues:
     'train to the end and test; eval: score the run in --workdir; predict: '
     'the classes of each --input by that run; generate: what follows each '
     '--input; profile: a trace of a few training steps; efficiency: '
-    'time and memory beside exact softmax at 1K to 4K tokens; dry_run: build '
-    'and compile all, train and write nothing.',
+    'time and memory beside exact softmax at 1K to 4K tokens; compress: carry '
+    'out the recipe of the config and report on it; dry_run: build and compile '
+    'all, train and write nothing.',
     flag_values=values,
   )
   flags.DEFINE_multi_string(
@@ -179,6 +180,11 @@ def _run(argv, values, stop) -> None:
       f'{_PROGRAM} --config=configs/lra_text.py:linear,quick'
     )
   config, overridden = config_lib.load(chosen, overrides)
+  if config.compress.steps and values.mode != 'compress':
+    raise errors.ConfigError(
+      f'this config has the steps of a compression, and --mode={values.mode} '
+      'would leave them out.\nAdd --mode=compress.'
+    )
   # A signal that breaks off the start of an extension module may abort the
   # process when somebody imports it again.
   with stop.loop():
@@ -213,9 +219,19 @@ def _run(argv, values, stop) -> None:
     from effformer.train import efficiency
 
     efficiency.measure(config, folder, console)
+  elif values.mode == 'compress':
+    _compress(config, folder, stop, console)
   else:
     run = session.evaluate if values.mode == 'eval' else session.train
     run(config, folder, stop, console)
+
+
+def _compress(config, folder, stop, console) -> None:
+  from effformer.compress import command
+  from effformer.report import compression
+
+  command.compress(config, folder, stop, console)
+  console.say(f'report: {compression.write([folder], folder)}')
 
 
 def _check_flags_of_modes(values) -> None:

@@ -32,10 +32,11 @@ KEYS = {
   },
 }
 # Names, which no flag sets.
-CHOSEN = ('preset', 'quick', 'mixer.name', 'overridden')
+CHOSEN = ('preset', 'quick', 'mixer.name', 'overridden', 'compress.recipe')
 OPEN_TEXT = (
   *('data.train', 'data.validation', 'data.test', 'data.directory'),
   *('data.documents', 'data.tokenizer', 'model.pretrained'),
+  'compress.parent',
 )
 
 
@@ -93,7 +94,8 @@ def mutations_of_types():
 
 def mutations_of_values():
   for key, default in KEYS.items():
-    if key in CHOSEN or key in OPEN_TEXT or isinstance(default, bool):
+    is_open = key in CHOSEN or key in OPEN_TEXT
+    if is_open or isinstance(default, bool | tuple):
       continue
     if isinstance(default, str):
       for wrong in misspelt(common.CHOICES[key][0]):

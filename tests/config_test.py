@@ -107,8 +107,14 @@ def test_json_gives_the_config_back():
   config, _ = config_lib.load(
     'configs/lra_text.py', ['model.layers.0.num_heads=2']
   )
-  text = json.dumps(config_lib.to_json_dict(config))
-  assert ml_collections.ConfigDict(json.loads(text)) == config.unlock()
+  values = json.loads(json.dumps(config_lib.to_json_dict(config)))
+  assert values['model']['layers'] == {'0': {'num_heads': 2}}
+  again = ml_collections.ConfigDict(values)
+  assert config_lib.to_json_dict(again) == values
+  # JSON has no tuples.
+  del again.compress.shapes
+  again.compress.shapes = config.compress.shapes
+  assert again == config.unlock()
 
 
 FILES = {

@@ -17,6 +17,7 @@ LEVELS = {
   'timing': 0,
   'durable': 1,
   'config_words': 1,
+  'config_compress': 2,
   'config_task': 2,
   'config_layers': 2,
   'config_check': 3,
@@ -30,7 +31,7 @@ LEVELS = {
   'train': 10,
   'report': 11,
   'compress': 11,
-  'main': 11,
+  'main': 12,
 }
 MODULES = sorted((ROOT / 'effformer').rglob('*.py'))
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -94,10 +95,19 @@ def test_configs_are_data(path):
     },
     'keys.py': set(),
     'published.py': set(),
+    'recipes.py': {'collections.abc', 'configs.common'},
     # One task at several sizes.
     **{
       f'lra_pathfinder{size}.py': {'configs.common', 'configs.lra_pathfinder32'}
       for size in (64, 128, 256)
+    },
+    # A run and a recipe.
+    'compress_lra_text.py': {
+      *('configs', 'configs.common', 'configs.lra_text', 'configs.recipes'),
+    },
+    'compress_minilm.py': {
+      *('configs', 'configs.common', 'configs.similarity', 'configs.sentence'),
+      *('configs.pair', 'configs.recipes'),
     },
   }
   allowed = {'ml_collections', *parts.get(path.name, {'configs.common'})}

@@ -33,12 +33,13 @@ from effformer.pretrained.model import Pretrained
 from effformer.train import state
 
 WEIGHTS, MANIFEST = 'weights.safetensors', 'manifest.json'
-FORMAT = 'effformer compressed model 2'
+FORMAT = 'effformer compressed model 3'
 # Between the path of a parameter and its part.
 _PART = '#'
 _NEEDED = (
   *('format', 'config', 'kind', 'vocabulary_size', 'num_classes', 'causal'),
-  *('tensors', 'weights_sha256', 'parent_sha256', 'steps', 'versions'),
+  *('tensors', 'weights_sha256', 'parent_sha256', 'steps', 'activations'),
+  'versions',
 )
 
 
@@ -52,6 +53,7 @@ class Compressed(NamedTuple):
     params: parameters; those that are rounded are `QTensor`.
     parent_sha256: digest of the parameters that it was made of.
     steps: what was done to them, in words and numbers, in order.
+    activations: '' or 'dynamic', see `running.apply`.
   """
 
   config: ml_collections.ConfigDict
@@ -62,6 +64,7 @@ class Compressed(NamedTuple):
   params: Any
   parent_sha256: str
   steps: tuple[Mapping[str, Any], ...] = ()
+  activations: str = ''
 
   @property
   def module(self) -> nn.Module:
@@ -105,6 +108,18 @@ def save(model: Compressed, folder: str | pathlib.Path) -> int:
   Raises:
     CheckpointError: it cannot be written; nothing is half-written.
   """
+  contents = _files(model)
+  # The manifest last: without it, or with another one, nothing is read.
+  files.write(pathlib.Path(folder), contents)
+  return sum(map(len, contents.values()))
+
+
+def num_bytes(model: Compressed) -> int:
+  """The bytes that `save` would write."""
+  return sum(map(len, _files(model).values()))
+
+
+def _files(model: Compressed) -> dict[str, bytes]:
   arrays, packed = _packed(model.params)
   weights = safetensors.numpy.save(arrays)
   manifest = {
@@ -118,15 +133,14 @@ def save(model: Compressed, folder: str | pathlib.Path) -> int:
     'weights_sha256': hashlib.sha256(weights).hexdigest(),
     'parent_sha256': model.parent_sha256,
     'steps': list(model.steps),
+    'activations': model.activations,
     'versions': {
       'effformer': effformer.__version__,
       'jax': jax.__version__,
     },
   }
   text = (json.dumps(manifest, indent=1, sort_keys=True) + '\n').encode()
-  # The manifest last: without it, or with another one, nothing is read.
-  files.write(pathlib.Path(folder), {WEIGHTS: weights, MANIFEST: text})
-  return len(weights) + len(text)
+  return {WEIGHTS: weights, MANIFEST: text}
 
 
 def load(folder: str | pathlib.Path) -> Compressed:
@@ -170,6 +184,7 @@ def load(folder: str | pathlib.Path) -> Compressed:
     params,
     manifest['parent_sha256'],
     tuple(manifest['steps']),
+    manifest['activations'],
   )
 
 

@@ -12,6 +12,7 @@ were learned (`lsq`), `tensors.quantise(params, plan, found=scales(steps))`. On
 another kind of device the last bits may differ.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from effformer.compress.grid import Scales
 from effformer.compress.tensors import Plan
 from effformer.errors import ConfigError
 from effformer.shapes import Array
+from effformer.tasks.task import Task
 
 # By the path of the parameter.
 Steps = Mapping[str, Array]
@@ -87,6 +89,22 @@ def noisy(
     return jnp.where(drawn_KN, rounded(path, w_KN, grid), w_KN)
 
   return tensors.mapped(params, plan, mixed)
+
+
+def rounded(task: Task, plan: Plan) -> Task:
+  """The task of parameters that are rounded: its loss and its measures.
+
+  What is trained stays float32; `tensors.quantise(params, plan)` of it is what
+  was measured.
+  """
+
+  def objective(params, *rest):
+    return task.objective(fake(params, plan), *rest)
+
+  def measure(params, batch):
+    return task.measure(fake(params, plan), batch)
+
+  return dataclasses.replace(task, objective=objective, measure=measure)
 
 
 def initial_steps(params: Any, plan: Plan) -> dict[str, Array]:

@@ -11,7 +11,7 @@ folder comes from.
 
 from effformer.pretrained.model import FAMILIES, Pretrained, load, save
 from effformer.pretrained.place import find, tokenizer
-from effformer.pretrained.swapping import Swapped, swap
+from effformer.pretrained.swapping import Swapped, swap, swap_mixers
 
 __all__ = [
   'FAMILIES',
@@ -21,5 +21,6 @@ __all__ = [
   'load',
   'save',
   'swap',
+  'swap_mixers',
   'tokenizer',
 ]

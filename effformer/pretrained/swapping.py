@@ -1,16 +1,20 @@
 """Another attention in a pretrained model: what has a meaning there is kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
+import ml_collections
 import numpy as np
 
 from effformer import attention
 from effformer import config as config_lib
 from effformer.errors import ConfigError
 from effformer.pretrained.model import Pretrained
+
+# What a layer is whatever its mechanism.
+_FACTS = ('num_heads', 'head_width', 'mlp_width', 'activation', 'share')
 
 
 class Swapped(NamedTuple):
@@ -38,6 +42,45 @@ def swap(
   settings: Mapping[str, Any] | None = None,
   seed: int = 0,
 ) -> Swapped:
+  """`swap_mixers` of a pretrained model."""
+
+  def initial(config):
+    return model._replace(config=config).initial
+
+  config, params, *paths = swap_mixers(
+    model.config,
+    model.params,
+    initial,
+    mechanism,
+    layers,
+    settings=settings,
+    causal=model.is_causal,
+    seed=seed,
+  )
+  return Swapped(model._replace(config=config, params=params), *paths)
+
+
+class Mixers(NamedTuple):
+  """Config and parameters with another attention; see `Swapped`."""
+
+  config: ml_collections.ConfigDict
+  params: Any
+  kept: tuple[str, ...]
+  made: tuple[str, ...]
+  left: tuple[str, ...]
+
+
+def swap_mixers(
+  config: ml_collections.ConfigDict,
+  params: Any,
+  initial: Callable[[ml_collections.ConfigDict], Callable[[jax.Array], Any]],
+  mechanism: str,
+  layers: Sequence[int] | None = None,
+  *,
+  settings: Mapping[str, Any] | None = None,
+  causal: bool = False,
+  seed: int = 0,
+) -> Mixers:
   """Replaces the attention of some layers by another mechanism.
 
   Projections of queries, keys, values and outputs stay, biases with them; what
@@ -45,10 +88,12 @@ def swap(
   of use again, unless the mechanism has softmax attention as a limit.
 
   Args:
-    model: from `load`, or swapped before.
+    config, params: of the model.
+    initial: config -> key -> parameters of such a model, as first made.
     mechanism: row of `attention.TABLE`.
     layers: numbers of the layers from 0; None for all.
     settings: of the mechanism, beside its defaults.
+    causal: whether the model is.
     seed: of new parameters.
 
   Raises:
@@ -56,24 +101,24 @@ def swap(
       be used in such a model.
   """
   settings = dict(settings or {})
-  chosen = _checked(model, mechanism, layers, settings)
-  facts = {
-    index: row.to_dict() for index, row in model.config.model.layers.items()
-  }
+  chosen = _checked(config, causal, mechanism, layers, settings)
+  facts = {index: row.to_dict() for index, row in config.model.layers.items()}
+  # Settings of the mechanism before mean nothing to this one.
+  stays = {*_FACTS, *({'num_kv_heads'} & {*attention.settings(mechanism)})}
   for index in chosen:
-    # Settings of the mechanism before mean nothing to this one.
-    facts[str(index)] = {'mixer': mechanism, **settings}
-  config = config_lib.changed(model.config, {'model.layers': facts})
-  other = model._replace(config=config)
+    row = facts.get(str(index), {})
+    row = {name: value for name, value in row.items() if name in stays}
+    facts[str(index)] = {**row, 'mixer': mechanism, **settings}
+  config = config_lib.changed(config, {'model.layers': facts})
   try:
-    made = _flat(jax.jit(other.initial)(jax.random.key(seed)))
+    made = _flat(jax.jit(initial(config))(jax.random.key(seed)))
   # What mechanisms say of settings, sizes and capabilities that do not fit.
   except (ValueError, NotImplementedError) as error:
     raise ConfigError(
-      f'{mechanism} cannot take the place of the attention of this '
-      f'{model.source["model_type"]}: {str(error).splitlines()[0]}'
+      f'{mechanism} cannot take the place of the attention of this model: '
+      f'{str(error).splitlines()[0]}'
     ) from error
-  before = _flat(model.params)
+  before = _flat(params)
   params = {
     path: before[path]
     if path in before and before[path].shape == x.shape
@@ -83,11 +128,9 @@ def swap(
   places = tuple(f'encoder/layer_{index}/mixer/' for index in chosen)
   own = sorted(path for path in params if path.startswith(places))
   kept = tuple(path for path in own if params[path] is before.get(path))
-  result = other._replace(
-    params=flax.traverse_util.unflatten_dict(params, sep='/')
-  )
-  return Swapped(
-    result,
+  return Mixers(
+    config,
+    flax.traverse_util.unflatten_dict(params, sep='/'),
     kept,
     tuple(path for path in own if path not in kept),
     tuple(sorted(set(before) - set(kept) - (set(params) - set(own)))),
@@ -98,17 +141,16 @@ def _flat(params):
   return flax.traverse_util.flatten_dict(params, sep='/')
 
 
-def _checked(model, mechanism, layers, settings):
+def _checked(config, causal, mechanism, layers, settings):
   if mechanism not in attention.TABLE:
     raise ConfigError(
       f'no mechanism {mechanism!r}; there are {", ".join(attention.TABLE)}.'
     )
   supports = attention.TABLE[mechanism].supports
-  direction = 'causal' if model.is_causal else 'bidirectional'
+  direction = 'causal' if causal else 'bidirectional'
   if not getattr(supports, direction):
     raise ConfigError(
-      f'{mechanism} is not {direction}, which the attention of a '
-      f'{model.source["model_type"]} is.'
+      f'{mechanism} is not {direction}, which the attention of this model is.'
     )
   known = attention.settings(mechanism)
   for name in settings:
@@ -116,7 +158,7 @@ def _checked(model, mechanism, layers, settings):
       raise ConfigError(
         f'{mechanism} has no setting {name!r}; it has {", ".join(known)}.'
       )
-  number = model.config.model.num_layers
+  number = config.model.num_layers
   chosen = range(number) if layers is None else layers
   for index in chosen:
     if index not in range(number):

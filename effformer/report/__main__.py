@@ -11,7 +11,15 @@ import sys
 from collections.abc import Sequence
 
 from effformer.errors import UserError
-from effformer.report import document, efficiency, groups, plots, runs, tables
+from effformer.report import (
+  compression,
+  document,
+  efficiency,
+  groups,
+  plots,
+  runs,
+  tables,
+)
 
 TITLE = 'Runs of effformer'
 
@@ -28,8 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = parser.parse_args(arguments)
   try:
     measured = efficiency.find(options.folder)
-    found = runs.find(options.folder, may_be_none=bool(measured))
-    blocks = content(found, measured, with_plots=not options.no_plots)
+    small = compression.find(options.folder)
+    found = runs.find(options.folder, may_be_none=bool(measured or small))
+    with_plots = not options.no_plots
+    blocks = content(found, measured, with_plots=with_plots)
+    blocks += compression.content(small, with_plots)
     document.write(options.out, TITLE, blocks)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
@@ -38,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f'error: cannot write the report: {error}', file=sys.stderr)
     return 4
   more = f', {len(measured)} measurements' if measured else ''
+  more += f', {len(small)} compressions' if small else ''
   print(f'{len(found)} runs{more}; written to {options.out / "report.html"}')
   return 0
 

@@ -44,8 +44,8 @@ def find(
     found = {
       path.parent.resolve()
       for path in place.rglob('config.json')
-      # The stage before a run is no run to compare.
-      if not _is_stage(path.parent)
+      # The stage before a run, or a step of a recipe, is no run to compare.
+      if not _is_stage(path.parent) and not _is_of_recipe(path.parent)
     }
     if not found and not may_be_none:
       raise ConfigError(
@@ -58,6 +58,12 @@ def find(
 def _is_stage(folder: pathlib.Path) -> bool:
   is_named_so = folder.name == workdir.PRETRAIN
   return is_named_so and (folder.parent / 'config.json').exists()
+
+
+def _is_of_recipe(folder: pathlib.Path) -> bool:
+  """Whether it is of a compression, or the training of one of its steps."""
+  is_step = (folder.parent.parent / workdir.RECIPE).exists()
+  return is_step or (folder / 'recipe' / workdir.RECIPE).exists()
 
 
 def _read(folder: pathlib.Path) -> Run:

@@ -24,6 +24,9 @@ PRETRAIN_FACTS = 'pretrain.json'
 # What a run began with, where that was trained before.
 START_FACTS = 'start.json'
 EFFICIENCY = 'efficiency.json'
+# What --mode=compress leaves: what it measured; and what its steps are.
+COMPRESSION = 'compression.json'
+RECIPE = 'recipe.json'
 
 # What may differ between the starts of one run: it changes how the run goes,
 # never where it ends (but for the policy about steps that are not finite,

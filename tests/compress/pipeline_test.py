@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from effformer import config as config_lib
 from effformer import errors
 from effformer.compress import artefact, pipeline, recipe
 from effformer.compress.tensors import QTensor
@@ -204,13 +203,11 @@ def test_every_choice_is_carried_out(parent, tmp_path, step):
   assert np.any(outputs[0] != outputs[1])
 
 
-def test_tasks_of_two_texts_are_refused(config, parent, monkeypatch):
-  class Two:
-    predict = print
-    num_texts = 2
+def test_tasks_without_classes_are_refused(config, monkeypatch):
+  class Tokens:
+    model = object()
 
   monkeypatch.setattr(pipeline.prediction, 'trained', lambda *_: (0, {}, 0))
-  monkeypatch.setattr(pipeline.tasks, 'make', lambda _: Two())
-  pair = config_lib.changed(config, {})
-  with pytest.raises(errors.ConfigError, match='single texts or images'):
-    pipeline.parent_of(pair, 'x', preemption.Stop(), quiet_screen())
+  monkeypatch.setattr(pipeline.tasks, 'make', lambda _: Tokens())
+  with pytest.raises(errors.ConfigError, match='that give classes'):
+    pipeline.parent_of(config, 'x', preemption.Stop(), quiet_screen())

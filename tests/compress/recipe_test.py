@@ -78,6 +78,15 @@ def test_steps_may_come_again():
     ({'do': 'round', 'tables': 1}, 'bits has to be 2 to 8'),
     ({'do': 'round', 'method': 'best'}, 'one of nearest, gptq'),
     ({'do': 'round', 'batches': 0}, 'batches=0 has to be at least 1'),
+    ({'do': 'round', 'activations': 'static'}, "activations='static' has to"),
+    ({'do': 'swap'}, 'swap needs mechanism'),
+    ({'do': 'swap', 'mechanism': 'local', 'settings': 3}, 'values by name'),
+    ({'do': 'choose_bits', 'budget': 1}, 'budget=1.0 has to be above 0'),
+    ({'do': 'choose_bits', 'budget': 0.1, 'choices': [9]}, r'choices=\(9,\)'),
+    ({'do': 'choose_bits', 'budget': 0.1, 'choices': []}, r'choices=\(\)'),
+    ({'do': 'choose_bits', 'budget': 0.1, 'tolerance': -1}, 'tolerance=-1.0'),
+    ({'do': 'choose_bits', 'budget': 0.1, 'method': 'awq'}, 'one of nearest'),
+    ({'do': 'choose_bits', 'budget': 0.1, 'max_trials': 0}, 'max_trials=0'),
     ({'do': 'prune', 'units': ['layer'], 'ratio': 0.5}, r"units=\('layer',\)"),
     ({'do': 'prune', 'units': [], 'ratio': 0.5}, r'units=\(\)'),
     ({'do': 'prune', 'units': ['mlp'], 'ratio': 1}, 'ratio=1.0 has to be'),
@@ -106,3 +115,53 @@ def test_what_is_refused(row, words):
 def test_a_recipe_has_steps():
   with pytest.raises(ConfigError, match='at least one step'):
     recipe.read([])
+
+
+def test_training_for_rounding_needs_the_rounding():
+  train = {'do': 'train', 'steps': 1, 'learning_rate': 1.0, 'rounded': True}
+  last = {'do': 'round', 'bits': 2, 'rule': 'ternary', 'tables': 0}
+  assert recipe.read([train, last])[0].rounded
+  for rows in ([train], [train, {**last, 'method': 'gptq', 'rule': 'clip'}]):
+    with pytest.raises(ConfigError, match='rounded=True trains for the last'):
+      recipe.read(rows)
+
+
+def test_attention_is_swapped_before_units_leave():
+  swap = {'do': 'swap', 'mechanism': 'local', 'settings': {'window': 6}}
+  assert recipe.read([ROWS[0], swap, ROWS[2]])[1].settings == {'window': 6}
+  with pytest.raises(ConfigError, match='swap comes after prune'):
+    recipe.read([ROWS[2], swap])
+
+
+def test_bits_are_chosen_last():
+  choose = {'do': 'choose_bits', 'budget': 0.2}
+  assert recipe.read([ROWS[2], choose])[1].tile == 32
+  with pytest.raises(ConfigError, match='round comes after choose_bits'):
+    recipe.read([choose, ROWS[3]])
+
+
+@pytest.mark.parametrize(
+  ('budget', 'tile', 'bits'),
+  [(5 / 32, 32, 4), (5.9 / 32, 32, 4), (6 / 32, 32, 5), (0.02, 32, 2),
+   (0.9, 32, 8), (6 / 32, 16, 4)],
+)  # fmt: skip
+def test_the_uniform_control_is_within_the_budget(budget, tile, bits):
+  step = recipe.ChooseBits(budget, tile=tile)
+  assert step.uniform == recipe.Round(
+    bits, 'tile', tile, rule='clip', tables=0, method='gptq', batches=8
+  )
+  assert step.uniform.grid == step.grids[str(bits)]
+
+
+def test_what_was_chosen_is_read_again():
+  rows = [
+    *ROWS,
+    {'do': 'choose_bits', 'budget': 0.2, 'choices': [8, 4]},
+    {'do': 'swap', 'mechanism': 'local', 'layers': [1]},
+    {'do': 'train', 'steps': 1, 'learning_rate': 1.0},
+  ]
+  for row in rows:
+    (step,) = recipe.read([row])
+    chosen = json.loads(json.dumps(recipe.chosen(step)))
+    assert recipe.read([chosen]) == (step,)
+    assert {*chosen} <= {*row}

@@ -1,7 +1,11 @@
-"""A task with a teacher: the loss of a classifier that learns from another.
+"""A task with a teacher: the loss of a model that learns from another.
 
-    L = hard L_label + soft L_KL(T) + logits L_MSE
+    L = hard L_label + soft L_KL(T) + logits L_MSE + vectors L_vectors
         + states L_states + mixers L_mixers + attention L_attention
+
+`soft` and `logits` are of classes, `vectors` of unit vectors e of texts, which
+an embedder makes: 1 - cos(e_s, e_t), plus the mean squared difference of
+E_s E_s^T and E_t E_t^T over the texts of a batch.
 
 Each weight of 0 leaves its part out, and what only that part needs is not
 computed. With all but `hard` at 0 this is the task itself: the control, the
@@ -31,24 +35,26 @@ class Lesson:
   """Weights of the parts of the loss, and their settings.
 
   Attributes:
-    hard: of -log p_s(y).
+    hard: of -log p_s(y); without classes, of the loss of the task.
     soft: of KL(p_t || p_s) T^2.
     logits: of the mean squared difference of logits.
+    vectors: of vectors of texts, see the module.
     states: of hidden states, the input of the first layer among them, a mean
       over those that `layers` pairs.
     mixers: of outputs of mixers, likewise.
     attention: of scores before the softmax, likewise.
     temperature: T.
-    labels: whose y, 'data' or 'teacher'.
+    labels: whose y, 'data' or 'teacher'; for classes.
     keep: which examples `hard` is a mean over: 'all'; 'top', where y is among
       the student's `top_k` largest; 'range', where p_s(y) is in `low` to
-      `high`; 'disagree', where student and teacher do.
+      `high`; 'disagree', where student and teacher do. For classes.
     top_k, low, high: see `keep`.
   """
 
   hard: float = 0.0
   soft: float = 1.0
   logits: float = 0.0
+  vectors: float = 0.0
   states: float = 0.0
   mixers: float = 0.0
   attention: float = 0.0
@@ -84,7 +90,9 @@ class Lesson:
     return tuple(name for name, weight in parts.items() if weight)
 
 
-_WEIGHTS = ('hard', 'soft', 'logits', 'states', 'mixers', 'attention')
+_WEIGHTS = (
+  *('hard', 'soft', 'logits', 'vectors', 'states', 'mixers', 'attention'),
+)
 
 
 def taught(
@@ -93,7 +101,7 @@ def taught(
   """The task with the loss of a lesson; its measures stay.
 
   Args:
-    task: classification, of the student.
+    task: of the student, classes or vectors of texts.
     teacher: a network that takes the inputs of the task and has its classes.
     params: of the teacher.
     lesson: the loss.
@@ -102,11 +110,11 @@ def taught(
   Raises:
     ConfigError: student and teacher cannot be compared in this way.
   """
-  what = lesson.inside
-  _check(task, teacher, what, layers)
+  what, has_classes = lesson.inside, not task.stacks_texts
+  _check(task, teacher, lesson, layers)
 
   def objective(student_params, batch, key, step, teacher_params):
-    inputs = {name: batch[name] for name in task.inputs}
+    inputs = task.arguments(batch)
     student = _seen(
       task.model,
       student_params,
@@ -121,11 +129,16 @@ def taught(
       name: part.mean()
       for name, part in _parts(lesson, student, taught_by, layers).items()
     }
-    z_BC, label_B = student.output, batch['label_B']
-    values = {'accuracy': losses.mean(z_BC.argmax(axis=-1) == label_B)}
-    if lesson.hard:
-      own = _hard(lesson, z_BC, taught_by.output, label_B)
+    values = {}
+    if has_classes:
+      y_BC, label_B = student.output, batch['label_B']
+      values['accuracy'] = losses.mean(y_BC.argmax(axis=-1) == label_B)
+    if lesson.hard and has_classes:
+      own = _hard(lesson, y_BC, taught_by.output, label_B)
       parts['hard'], values['kept'] = own.loss, own.fraction
+    elif lesson.hard:
+      parts['hard'], own = task.objective(student_params, batch, key, step)
+      values |= own
     loss = sum(getattr(lesson, name) * part for name, part in parts.items())
     return loss, {**values, **{f'loss_{name}': x for name, x in parts.items()}}
 
@@ -145,6 +158,10 @@ def _seen(module, params, inputs, what, **keywords) -> Captured:
 def _parts(lesson, student, teacher, layers):
   """Losses of each example, or of each row where texts are two."""
   found = {}
+  if lesson.vectors:
+    own_BD, other_BD = student.output, teacher.output
+    found['vectors'] = losses.cosine_distance(own_BD, other_BD)
+    found['vectors'] += losses.similarity_mse(own_BD, other_BD)
   z_BC, t_BC = student.output, jax.lax.stop_gradient(teacher.output)
   if lesson.soft:
     found['soft'] = losses.kl(z_BC, t_BC, lesson.temperature)
@@ -184,13 +201,12 @@ def _hard(lesson, z_BC, t_BC, label_B):
   return losses.filtered(losses.log_likelihood(z_BC, y_B), keep_B)
 
 
-def _check(task, teacher, what, layers):
-  classes = task.model.num_classes, teacher.num_classes
-  if classes[0] != classes[1]:
-    raise ConfigError(
-      f'the student has {classes[0]} classes and the teacher {classes[1]}: '
-      'train a teacher on this task.'
-    )
+def _check(task, teacher, lesson, layers):
+  what = lesson.inside
+  if task.stacks_texts:
+    _check_vectors(task, lesson)
+  else:
+    _check_classes(task, teacher, lesson)
   if task.model.vocabulary_size != teacher.vocabulary_size:
     raise ConfigError(
       f'the student reads {task.model.vocabulary_size} ids and the teacher '
@@ -203,8 +219,37 @@ def _check(task, teacher, what, layers):
       f'the layer map is of {expected[0]} and {layers.num_teacher} layers; '
       f'the student has {numbers[0]}, the teacher {expected[1]}.'
     )
-  if {'states', 'mixers'} & {*what} and task.model.width != teacher.width:
+  has_widths = lesson.vectors or {'states', 'mixers'} & {*what}
+  if has_widths and task.model.width != teacher.width:
     raise ConfigError(
       f'states of width {task.model.width} and {teacher.width} cannot be '
       'compared: leave them out of the lesson.'
     )
+
+
+def _check_classes(task, teacher, lesson):
+  if lesson.vectors:
+    raise ConfigError(
+      f'task={task.name!r} has classes, and a lesson with '
+      f'vectors={lesson.vectors:g} is about vectors of texts.\n'
+      'Use soft or logits in its place.'
+    )
+  classes = task.model.num_classes, teacher.num_classes
+  if classes[0] != classes[1]:
+    raise ConfigError(
+      f'the student has {classes[0]} classes and the teacher {classes[1]}: '
+      'train a teacher on this task.'
+    )
+
+
+def _check_vectors(task, lesson):
+  neutral = Lesson()
+  for name in ('soft', 'logits', 'labels', 'keep'):
+    value = getattr(lesson, name)
+    none = 0 if name in _WEIGHTS else getattr(neutral, name)
+    if value != none:
+      raise ConfigError(
+        f'task={task.name!r} has vectors of texts and no classes, which a '
+        f'lesson with {name}={value!r} is about.\n'
+        f'Use vectors, and {name}={none!r}.'
+      )

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from effformer.compress.distill.teaching import Lesson, taught
 from effformer.errors import ConfigError
 from effformer.models import build
 from effformer.tasks import classification
+from effformer.tasks.task import stacked
 from tests.train.tiny_run import LENGTH, tiny_config, tiny_dataset
 
 # Many models are compiled.
@@ -203,3 +205,90 @@ def test_what_cannot_be_taught(case):
     with pytest.raises(ConfigError, match=words):
       Lesson(**wrong)
   assert teaching.FILTERS == ('all', 'top', 'range', 'disagree')
+
+
+@pytest.fixture(scope='module')
+def texts():
+  """Student, teacher and batch of pairs, of vectors."""
+  student, teacher = (
+    build.text_embedder(
+      tiny_config('full', model__num_layers=number), 257, causal=False
+    )
+    for number in (2, 3)
+  )
+
+  def objective(params, batch, key, step):
+    del key, step
+    e_ND = student.apply({'params': params}, **stacked(batch))
+    return jnp.abs(e_ND).mean(), {'own': jnp.float32(3)}
+
+  task = dataclasses.replace(
+    task_of(network(2)),
+    name='similarity',
+    model=student,
+    objective=objective,
+    inputs=classification.TWO_TEXTS,
+    stacks_texts=True,
+  )
+  b = batch()
+  pairs = {
+    **b, 'other_ids_BT': b['ids_BT'][::-1], 'other_lengths_B':
+    b['lengths_B'][::-1],
+  }  # fmt: skip
+  arguments = stacked(pairs)
+  own = student.init(jax.random.key(0), **arguments)['params']
+  other = teacher.init(jax.random.key(1), **arguments)['params']
+  return task, teacher, own, other, pairs
+
+
+def test_vectors_of_texts_are_taught(texts):
+  task, teacher, own, other, pairs = texts
+  lesson = Lesson(soft=0, vectors=2, states=0.5, hard=0.25)
+  made = taught(task, teacher, other, lesson, LAYERS)
+  key = jax.random.key(3)
+  loss, values = made.objective(own, pairs, key, 0, other)
+  arguments = stacked(pairs)
+  s = capture(
+    task.model, own, **arguments, what=('states',), deterministic=False,
+    step=0, rngs={'dropout': key},
+  )  # fmt: skip
+  t = capture(teacher, other, **arguments, what=('states',))
+  a_ND, b_ND = (np.asarray(x.output, np.float64) for x in (s, t))
+  assert a_ND.shape == (8, 12)
+  cosine = (a_ND * b_ND).sum(axis=1)
+  gap = a_ND @ a_ND.T - b_ND @ b_ND.T
+  vectors = (1 - cosine).mean() + (gap**2).mean()
+  states = np.mean([
+    hidden.state_mse(s.states[i], t.states[j], s.keep_BT).mean()
+    for i, j in LAYERS.states
+  ])  # fmt: skip
+  hard = task.objective(own, pairs, key, 0)[0]
+  np.testing.assert_allclose(values['loss_vectors'], vectors, rtol=1e-4)
+  np.testing.assert_allclose(
+    loss, 2 * vectors + 0.5 * states + 0.25 * hard, rtol=1e-4
+  )
+  assert values['own'] == 3
+  assert 'accuracy' not in values
+  # Whoever is the teacher has nothing to learn.
+  same = maps.layer_map((0, 1), 2, 2)
+  plain = dataclasses.replace(task.model, dropout=0.0)
+  still = dataclasses.replace(task, model=plain)
+  made = taught(still, plain, own, Lesson(soft=0, vectors=1), same)
+  loss, _ = made.objective(own, pairs, key, 0, own)
+  np.testing.assert_allclose(loss, 0, atol=1e-6)
+
+
+def test_vectors_and_classes_are_not_taught_alike(case, texts):
+  task, teacher, _, other = case
+  with pytest.raises(ConfigError, match='has classes'):
+    taught(task, teacher, other, Lesson(vectors=1), LAYERS)
+  task, teacher, _, other, _ = texts
+  for name, value in (
+    ('soft', 1.0), ('logits', 1.0), ('labels', 'teacher'), ('keep', 'top'),
+  ):  # fmt: skip
+    lesson = Lesson(**{'soft': 0.0, 'vectors': 1.0, name: value})
+    with pytest.raises(ConfigError, match=f'lesson with {name}='):
+      taught(task, teacher, other, lesson, LAYERS)
+  narrow = dataclasses.replace(teacher, width=15)
+  with pytest.raises(ConfigError, match='width 12 and 15'):
+    taught(task, narrow, other, Lesson(soft=0, vectors=1), LAYERS)

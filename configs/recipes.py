@@ -1,0 +1,127 @@
+"""Recipes: the steps that make a trained model small, by name.
+
+A config file of a compression lays one of them over the config of a run:
+
+    def get_config(arg=''):
+      return recipes.assemble(arg, lra_text.get_config, steps=400, rate=5e-4)
+
+The argument is RECIPE, and then that of the run's config. What a step may hold
+is said in effformer.compress.recipe, what each recipe has given in the README.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import ml_collections
+
+from configs import common
+
+Rows = Sequence[Mapping]
+
+# With a teacher: its distribution at a higher temperature, its hidden states,
+# and a little of the labels.
+LESSON = {'hard': 0.5, 'soft': 1.0, 'states': 1.0, 'temperature': 2.0}
+_INT8 = {'do': 'round', 'bits': 8}
+_TILES = {'group': 'tile', 'tile': 32, 'rule': 'clip'}
+
+
+def half(num_layers: int) -> tuple[int, ...]:
+  """Half of the layers, the first and the last among them where two stay."""
+  number = max(num_layers // 2, 1)
+  last = max(number - 1, 1)
+  return tuple(round(i * (num_layers - 1) / last) for i in range(number))
+
+
+def table(num_layers: int, steps: int, rate: float) -> dict[str, Rows]:
+  """Name -> steps.
+
+  Args:
+    num_layers: of the parent.
+    steps, rate: of a training that recovers what was lost.
+  """
+  keep = half(num_layers)
+  train = {
+    'do': 'train', 'steps': steps, 'learning_rate': rate, 'lesson': LESSON,
+  }  # fmt: skip
+  return {
+    'int8-storage': [_INT8],
+    'int8-dynamic': [{**_INT8, 'method': 'smooth', 'activations': 'dynamic'}],
+    'int4-gptq': [{'do': 'round', 'bits': 4, **_TILES, 'method': 'gptq'}],
+    # As many bytes as 4 bits everywhere, with a scale for 32 of them.
+    'mixed-bits': [{'do': 'choose_bits', 'budget': 5 / 32}],
+    'half-depth-kd': [{'do': 'drop_layers', 'keep': keep}, train, _INT8],
+    'slim-kd': [
+      {'do': 'prune', 'units': ('head', 'mlp'), 'ratio': 0.5},
+      train,
+      _INT8,
+    ],
+    'tiny': [
+      {'do': 'drop_layers', 'keep': keep},
+      train,
+      {'do': 'prune', 'units': ('head', 'mlp'), 'ratio': 0.5},
+      train,
+      {'do': 'round', 'bits': 4, **_TILES, 'method': 'gptq'},
+    ],
+    'linear-kd': [
+      {'do': 'swap', 'mechanism': 'linear'},
+      {**train, 'lesson': {**LESSON, 'mixers': 1.0}},
+      _INT8,
+    ],
+    'local-kd': [
+      {'do': 'swap', 'mechanism': 'local'},
+      {**train, 'lesson': {**LESSON, 'mixers': 1.0}},
+      _INT8,
+    ],
+    'ternary-kd': [
+      {**train, 'rounded': True},
+      {'do': 'round', 'bits': 2, 'rule': 'ternary', 'tables': 0},
+    ],
+    'binary-kd': [
+      {**train, 'rounded': True},
+      {'do': 'round', 'bits': 1, 'rule': 'sign', 'tables': 0},
+    ],
+  }
+
+
+def assemble(
+  arg: str,
+  run: Callable[[str], ml_collections.ConfigDict],
+  *,
+  steps: int,
+  rate: float,
+  shapes: Sequence[str] = (),
+) -> ml_collections.ConfigDict:
+  """The config of a run, with the steps of a recipe.
+
+  Args:
+    arg: RECIPE and then the argument of the run, with commas; without a recipe
+      the first of `table`.
+    run: argument -> config of the run whose model is compressed.
+    steps, rate: see `table`.
+    shapes: batch x length of what is timed; () for the neutral ones.
+
+  Raises:
+    ArgumentError: an unknown word, or a second recipe.
+  """
+  known = tuple(table(1, steps, rate))
+  words = arg.split(',') if arg else []
+  chosen = [word for word in words if word in known]
+  if len(chosen) > 1:
+    raise common.ArgumentError(f'a recipe is given twice in {arg!r}')
+  name = chosen[0] if chosen else known[0]
+  try:
+    config = run(','.join(word for word in words if word != name))
+  except common.ArgumentError as error:
+    if not error.known or error.word in common.PRESETS:
+      raise
+    what = error.what.replace('mechanism', 'recipe, mechanism')
+    raise common.ArgumentError(
+      what, error.word, (*known, *error.known)
+    ) from None
+  with config.unlocked():
+    config.compress.recipe = name
+    if shapes:
+      config.compress.shapes = tuple(shapes)
+    rows = table(config.model.num_layers, steps, rate)[name]
+    for number, row in enumerate(rows):
+      config.compress.steps[str(number)] = ml_collections.ConfigDict(row)
+  return config.lock()

@@ -1,0 +1,144 @@
+"""--mode=compress: a parent, a recipe, its controls, and what came of it all.
+
+    WORKDIR/config.json        the config, with the steps of the recipe
+    WORKDIR/parent             the run of the parent, unless another is given
+    WORKDIR/recipe             what the steps left, see `pipeline`
+    WORKDIR/controls/NAME      the same of each control
+    WORKDIR/model              the compressed model (`artefact`)
+    WORKDIR/compression.json   sizes, quality, speed
+
+Interrupted, it goes on where it was; the measurements at the end are made anew.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+from effformer import config as config_lib
+from effformer import durable, errors
+from effformer.compress import (
+  artefact,
+  measuring,
+  pipeline,
+  recipe,
+)
+from effformer.train import preemption, screen, session, workdir
+
+# How a run is measured, not what it makes.
+MAY_CHANGE = (*workdir.MAY_CHANGE, 'compress.shapes')
+
+
+def compress(
+  config: ml_collections.ConfigDict,
+  path: str,
+  stop: preemption.Stop,
+  console: screen.Screen,
+) -> dict[str, Any]:
+  """Carries out the recipe of a config; what compression.json holds.
+
+  Args:
+    config: the locked config.
+    path: of the folder.
+    stop: the signals.
+    console: what people see.
+
+  Raises:
+    ConfigError: there is no recipe, it cannot work, or does not fit the model.
+    DataError, CheckpointError, NonFiniteError, Preempted: see `session.train`.
+  """
+  if jax.process_count() > 1:
+    raise errors.ConfigError('compressing needs one process.\nStart one.')
+  rows = recipe.read(_rows(config))
+  plain = without_steps(config)
+  with workdir.open_workdir(path) as folder:
+    console.say(f'folder: {folder}')
+    console.say(
+      *workdir.check_config(
+        folder, config_lib.to_json_dict(config), allowed=MAY_CHANGE
+      )
+    )
+    done = durable.read_json(folder / workdir.COMPRESSION)
+    if done is not None:
+      console.say(
+        f'{folder} holds a finished compression:', *measuring.lines(done)
+      )
+      return done
+    parent_path = config.compress.parent
+    if not parent_path:
+      parent_path = str(folder / 'parent')
+      session.train(plain, parent_path, stop, console)
+    parent = pipeline.parent_of(plain, parent_path, stop, console)
+    small = pipeline.run(parent, rows, folder / 'recipe', stop, console)
+    artefact.save(small, folder / 'model')
+    others = _controls(config, rows, parent, folder, stop, console)
+    found = measuring.measure(
+      config, parent, rows, folder / 'recipe', others, stop, console
+    )
+    place = folder / workdir.COMPRESSION
+    durable.replace(place, durable.dumps(found, indent=1).encode())
+    console.say('', *measuring.lines(found), f'written to {place}')
+    return found
+
+
+def without_steps(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """The config of the run whose model is compressed."""
+  neutral = config_lib.neutral({}).compress
+  return config_lib.changed(config, {'compress': neutral.to_dict()})
+
+
+def _rows(config) -> list[dict[str, Any]]:
+  found = config.compress.steps
+  if not found:
+    raise errors.ConfigError(
+      '--mode=compress needs steps, and this config has none.\n'
+      'For example: --config=configs/compress_minilm.py:int8-storage'
+    )
+  return [found[str(number)].to_dict() for number in range(len(found))]
+
+
+def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
+  """Name -> the recipe without one of its ideas, of those that it has.
+
+  no_teacher   students learn from labels alone, for as many steps
+  random       units are chosen at random, as many
+  nearest      codes are the nearest ones, of as many bits
+  uniform      codes are of the same bits everywhere, within the budget
+  """
+  changes = {
+    'no_teacher': lambda step: (
+      dataclasses.replace(step, lesson=recipe.LABELS)
+      if isinstance(step, recipe.Train)
+      else step
+    ),
+    'random': lambda step: (
+      dataclasses.replace(step, score='random')
+      if isinstance(step, recipe.Prune)
+      else step
+    ),
+    'nearest': lambda step: (
+      dataclasses.replace(step, method='nearest')
+      if isinstance(step, recipe.Round)
+      else step
+    ),
+    'uniform': lambda step: (
+      step.uniform if isinstance(step, recipe.ChooseBits) else step
+    ),
+  }
+  found = {name: tuple(map(change, rows)) for name, change in changes.items()}
+  return {name: other for name, other in found.items() if other != tuple(rows)}
+
+
+def _controls(config, rows, parent, folder, stop, console):
+  """Name -> the model of each control."""
+  found = {}
+  if config.compress.controls:
+    for name, other in controls(rows).items():
+      console.say(f'control: {name}')
+      place = folder / 'controls' / name
+      found[name] = pipeline.run(parent, other, place, stop, console)
+  return found

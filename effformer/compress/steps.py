@@ -1,0 +1,274 @@
+"""What each step of a recipe does to a model; see `recipe` and `pipeline`."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from scipy.special import rel_entr
+
+from effformer import config as config_lib
+from effformer import durable, tasks
+from effformer.compress import (
+  awq,
+  bits,
+  calibrate,
+  depth,
+  fold,
+  gptq,
+  outputs,
+  policy,
+  qat,
+  recipe,
+  shrink,
+  smooth,
+  tensors,
+)
+from effformer.compress.artefact import Compressed
+from effformer.compress.distill import maps, teaching
+from effformer.compress.prune import masks, scores, units
+from effformer.pretrained import swap_mixers
+from effformer.tasks.task import Task
+from effformer.train import prediction, preemption, screen, session, starting
+
+# What a policy tried, in the folder of its step.
+SEARCH = 'search.json'
+# A training step warms up over this share of its steps.
+_WARMUP = 0.1
+
+
+class Parent(NamedTuple):
+  """What is compressed.
+
+  Attributes:
+    model: its config is that of the run, with data and training.
+    task: of the run.
+  """
+
+  model: Compressed
+  task: Task
+
+
+class Place(NamedTuple):
+  """What the steps of a recipe share.
+
+  Attributes:
+    parent: the teacher.
+    steps: the whole recipe.
+    stop: the signals.
+    console: what people see.
+  """
+
+  parent: Parent
+  steps: tuple[recipe.Step, ...]
+  stop: preemption.Stop
+  console: screen.Screen
+
+
+# (step, model, layers of the parent that are left, folder of the step, place)
+Carry = Callable[
+  [recipe.Step, Compressed, tuple[int, ...], pathlib.Path, Place], Compressed
+]
+
+
+def task_of(model: Compressed, parent: Parent) -> Task:
+  """The task with the network of a model, on the data that are loaded."""
+  return tasks.make(model.config, parent.task.dataset)
+
+
+def _drop(step, model, kept, own, place) -> Compressed:
+  del kept, own, place
+  config, params = depth.drop_layers(model.config, model.params, step.keep)
+  return model._replace(config=config, params=params)
+
+
+def _swap(step, model, kept, own, place) -> Compressed:
+  del kept, own
+
+  def initial(config):
+    return task_of(model._replace(config=config), place.parent).init
+
+  swapped = swap_mixers(
+    model.config,
+    model.params,
+    initial,
+    step.mechanism,
+    step.layers or None,
+    settings=step.settings,
+    seed=model.config.seed,
+  )
+  place.console.say(
+    f'  {len(swapped.kept)} parameters of attention stay, {len(swapped.made)} '
+    f'are new, {len(swapped.left)} leave'
+  )
+  return model._replace(config=swapped.config, params=swapped.params)
+
+
+def _prune(step, model, kept, own, place) -> Compressed:
+  del kept, own
+  found = units.of(model.config, model.params, step.units)
+  if step.score == 'magnitude':
+    score = scores.magnitude(model.params, found)
+  elif step.score == 'random':
+    key = jax.random.key(model.config.seed)
+    score = scores.random(key, found)
+  else:
+    task = task_of(model, place.parent)
+
+    def loss(params, batch):
+      return task.measure(params, batch)['loss'].mean()
+
+    measure = {'saliency': scores.saliency, 'taylor': scores.taylor}
+    batches = outputs.first_batches(task, model.config, step.batches)
+    score = measure[step.score](loss, model.params, batches, found)
+  if step.within == 'model':
+    score = scores.normalised(score)
+  chosen = masks.structured(score, step.ratio, step.within)
+  config, params = shrink.shrink(model.config, model.params, chosen)
+  return model._replace(config=config, params=params)
+
+
+def _train(step, model, kept, own, place) -> Compressed:
+  config = config_lib.changed(
+    model.config,
+    {
+      'model.pretrained': '',
+      'train.num_steps': step.steps,
+      'train.learning_rate': step.learning_rate,
+      'train.warmup_steps': round(_WARMUP * step.steps),
+      'train.eval_every_steps': min(
+        step.steps, model.config.train.eval_every_steps
+      ),
+    },
+  )
+  teacher = place.parent.task.model
+  adapt = functools.partial(
+    teaching.taught,
+    teacher=teacher,
+    params=place.parent.model.params,
+    lesson=step.lesson,
+    layers=maps.layer_map('kept', len(kept), len(teacher.layers), kept),
+  )
+  if step.rounded:
+    adapt = _rounded(adapt, model.params, place.steps[-1])
+  path = str(own / 'run')
+  start = starting.Start(model.params, 'the model before this step')
+  session.train(
+    config, path, place.stop, place.console, start=start, adapt=adapt
+  )
+  _, params, _ = prediction.trained(config, path, place.stop, place.console)
+  return model._replace(params=jax.device_get(params))
+
+
+def _rounded(adapt, params, last: recipe.Round):
+  """The task of `adapt`, of parameters as the last step will round them."""
+  plan = tensors.uniform_plan(params, last.grid, tables=last.table_grid)
+
+  def adapted(task):
+    return qat.rounded(adapt(task), plan)
+
+  return adapted
+
+
+def _round(step, model, kept, own, place) -> Compressed:
+  del kept, own
+  params = model.params
+  model = model._replace(activations=step.activations)
+  plan = tensors.uniform_plan(params, step.grid, tables=step.table_grid)
+  if step.method == 'nearest':
+    return model._replace(params=tensors.quantise(params, plan))
+  moments = _moments(model, step.batches, place)
+  if step.method == 'gptq':
+    return model._replace(params=gptq.quantise(params, plan, moments))
+  if step.method == 'awq':
+    factors = awq.factors(model.config, params, moments, plan)
+  else:
+    factors = smooth.factors(model.config, params, moments)
+  params, left = fold.fold(model.config, params, factors)
+  return model._replace(params=tensors.quantise(params, plan, factors=left))
+
+
+def _moments(model, batches, place):
+  task = task_of(model, place.parent)
+  found = outputs.first_batches(task, model.config, batches)
+  return calibrate.collect(
+    task.model, model.params, (outputs.rows(task, batch) for batch in found)
+  )
+
+
+def _choose_bits(step, model, kept, own, place) -> Compressed:
+  del kept
+  params, task = model.params, task_of(model, place.parent)
+  if step.method == 'gptq':
+    moments = _moments(model, step.batches, place)
+    quantise = functools.partial(gptq.quantise, moments=moments)
+  else:
+    quantise = tensors.quantise
+  # Others than those that calibrate.
+  batches = [
+    *outputs.first_batches(task, model.config, step.batches, step.batches)
+  ]
+  run = outputs.function(model, task)
+  before = np.concatenate([np.asarray(run(params, b)) for b in batches])
+
+  def loss(rounded) -> float:
+    numbers = tensors.dequantise(rounded)
+    after = np.concatenate([np.asarray(run(numbers, b)) for b in batches])
+    return distance(before, after)
+
+  groups, grids = bits.groups(params), step.grids
+  number = sum(_size(params, paths) for paths in groups.values())
+  with place.console.heartbeat('measuring groups of matrices one by one'):
+    options = bits.options(params, groups, grids, loss, quantise=quantise)
+
+  def rounded(plan):
+    return quantise(params, bits.plan_of(groups, plan, grids))
+
+  with place.console.heartbeat('measuring whole plans'):
+    found = policy.search(
+      options,
+      lambda plan: -loss(rounded(plan)),
+      step.budget * 4 * number,
+      floor=-step.tolerance,
+      max_trials=step.max_trials,
+    )
+  place.console.say(f'  {found.why}')
+  facts = {
+    'why': found.why,
+    'is_reached': found.is_reached,
+    'best': found.best._asdict(),
+    'frontier': [measured._asdict() for measured in found.frontier],
+    'tried': [measured._asdict() for measured in found.tried],
+    'options': {
+      name: [option._asdict() for option in row]
+      for name, row in options.items()
+    },
+  }
+  own.mkdir(parents=True, exist_ok=True)
+  durable.replace(own / SEARCH, durable.dumps(facts, indent=1).encode())
+  return model._replace(params=rounded(found.best.plan))
+
+
+def _size(params, paths) -> int:
+  """How many numbers stand at these paths."""
+  flat = tensors.flatten(params)
+  return sum(np.size(flat[path]) for path in paths)
+
+
+def distance(before: np.ndarray, after: np.ndarray) -> float:
+  """Of outputs: mean KL of classes, in nats; of unit vectors 1 - cosine."""
+  if before.ndim == 3:
+    return float(1 - (before * after).sum(axis=-1).mean())
+  return float(rel_entr(before, np.maximum(after, 1e-30)).sum(axis=-1).mean())
+
+
+CARRY: dict[type, Carry] = {
+  recipe.DropLayers: _drop,
+  recipe.Swap: _swap,
+  recipe.Prune: _prune,
+  recipe.Train: _train,
+  recipe.Round: _round,
+  recipe.ChooseBits: _choose_bits,
+}
