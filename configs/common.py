@@ -108,7 +108,7 @@ RANGES = {
   'data.train_examples': COUNT_OR_NONE,
   'data.validation_examples': COUNT_OR_NONE,
   'data.test_examples': COUNT_OR_NONE,
-  'train.num_steps': COUNT,
+  'train.num_steps': COUNT_OR_NONE,
   'train.batch_size': COUNT,
   'train.eval_batch_size': COUNT,
   'train.learning_rate': POSITIVE,
