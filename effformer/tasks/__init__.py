@@ -19,7 +19,14 @@ from effformer.tasks import (
 from effformer.tasks.task import Task
 from effformer.tasks.tokens import pretraining
 
-__all__ = ['TABLE', 'Task', 'make', 'pretraining', 'without_data']
+__all__ = [
+  'SCORES',
+  'TABLE',
+  'Task',
+  'make',
+  'pretraining',
+  'without_data',
+]
 
 TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'text': text.make,
@@ -31,6 +38,9 @@ TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'pair': sentences.two,
   **{f'pathfinder{size}': image.make for size in PATHFINDER_RESOLUTIONS},
 }
+
+# Scores of tasks whose score is not accuracy; see `Task`.
+SCORES: dict[str, str] = {}
 
 
 def make(

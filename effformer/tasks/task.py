@@ -27,7 +27,7 @@ class Task:
       `tokens` is among them, the others are means over so many tokens.
     predict: (params, batch) -> probabilities of the classes [B, C]; of the
       batch only the arrays of `inputs` are read. None without classes.
-    floors: () -> name -> accuracy on the test split of trivial models.
+    floors: () -> name -> score on the test split of trivial models.
     inputs: names in a batch of what the model takes, in order.
     select: the measure whose best validation value names the best step.
     is_lower_better: whether the lowest value is the best, not the highest.
@@ -38,6 +38,8 @@ class Task:
       as the parameters of a teacher.
     summarise: means of what `measure` gives, over a split -> what is shown of
       them, such as measures that are no means.
+    score: the measure that people are shown, times 100, and that floors are of;
+      1 is the best there is.
   """
 
   name: str
@@ -56,6 +58,7 @@ class Task:
   encode_pair: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
   summarise: Callable[[dict[str, Any]], dict[str, Any]] = dict
   frozen: tuple[Any, ...] = ()
+  score: str = 'accuracy'
 
   @property
   def num_texts(self) -> int:
