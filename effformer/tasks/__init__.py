@@ -13,6 +13,7 @@ from effformer.tasks import (
   listops,
   retrieval,
   sentences,
+  similarity,
   text,
   tokens,
 )
@@ -36,11 +37,12 @@ TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'language': tokens.language,
   'sentence': sentences.one,
   'pair': sentences.two,
+  'similarity': similarity.make,
   **{f'pathfinder{size}': image.make for size in PATHFINDER_RESOLUTIONS},
 }
 
 # Scores of tasks whose score is not accuracy; see `Task`.
-SCORES: dict[str, str] = {}
+SCORES = {'similarity': similarity.SCORE}
 
 
 def make(

@@ -1,11 +1,12 @@
 """A task: data, features, model, loss, measures, floors, as one plain value."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from effformer import data
@@ -40,6 +41,10 @@ class Task:
       them, such as measures that are no means.
     score: the measure that people are shown, times 100, and that floors are of;
       1 is the best there is.
+    stacks_texts: whether the network takes both texts of each example as rows
+      of one batch, see `stacked`.
+    embed: (params, batch) -> e_B2D, the unit vectors of both texts, where the
+      task is about these; else None.
   """
 
   name: str
@@ -59,8 +64,24 @@ class Task:
   summarise: Callable[[dict[str, Any]], dict[str, Any]] = dict
   frozen: tuple[Any, ...] = ()
   score: str = 'accuracy'
+  stacks_texts: bool = False
+  embed: Callable[[Any, Any], jax.Array] | None = None
 
   @property
   def num_texts(self) -> int:
     """How many texts an example has."""
     return 1 + ('other_ids_BT' in self.inputs or self.encode_pair is not None)
+
+  def arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of the network for a batch."""
+    if self.stacks_texts:
+      return stacked(batch)
+    return {name: batch[name] for name in self.inputs}
+
+
+def stacked(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+  """B pairs as rows of 2 B texts: all first ones, then all second ones."""
+  return {
+    name: jnp.concatenate([batch[name], batch[f'other_{name}']])
+    for name in ('ids_BT', 'lengths_B')
+  }
