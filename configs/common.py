@@ -39,7 +39,7 @@ PAIR_TASKS = ('retrieval',)
 # Tasks whose examples are two texts in one row, if they are not apart.
 ROW_TASKS = ('pair',)
 # Tasks in the subwords of a tokenizer.
-SUBWORD_TASKS = ('sentence', 'pair')
+SUBWORD_TASKS = ('sentence', 'pair', 'similarity')
 # Tasks whose tokens are grey values.
 IMAGE_TASKS = (
   'image',
@@ -60,7 +60,7 @@ CHOICES = {
   **MIXER_CHOICES,
   'task': (
     *('text', 'listops', 'image', 'retrieval', 'language'),
-    *('sentence', 'pair'),
+    *('sentence', 'pair', 'similarity'),
     *('pathfinder32', 'pathfinder64', 'pathfinder128', 'pathfinder256'),
   ),
   'preset': PRESETS,
@@ -110,7 +110,7 @@ RANGES = {
   'data.train_examples': COUNT_OR_NONE,
   'data.validation_examples': COUNT_OR_NONE,
   'data.test_examples': COUNT_OR_NONE,
-  'train.num_steps': COUNT,
+  'train.num_steps': COUNT_OR_NONE,
   'train.batch_size': COUNT,
   'train.eval_batch_size': COUNT,
   'train.learning_rate': POSITIVE,
@@ -304,7 +304,8 @@ def base(choice: Choice = DEFAULT) -> ml_collections.ConfigDict:
   # What is learnt: 'text' (bytes, 2 classes), 'listops' (10 classes),
   # 'image' (grey values of 32 x 32, 10 classes), 'pathfinder32' to
   # 'pathfinder256' (grey values, 2 classes), 'retrieval' (two texts),
-  # 'language' (the next byte), or in subwords 'sentence' and 'pair'.
+  # 'language' (the next byte), or in subwords 'sentence', 'pair' and
+  # 'similarity' (how alike two texts are).
   config.task = ''
   # Names of what the argument chose, written into result.json; the values
   # they stand for are in the keys below.

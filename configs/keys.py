@@ -138,7 +138,7 @@ def data_keys() -> ml_collections.ConfigDict:
 
 def train_keys() -> ml_collections.ConfigDict:
   train = ml_collections.ConfigDict()
-  # Optimiser steps.
+  # Optimiser steps; 0 = none: what the run starts from is scored as it is.
   train.num_steps = 10_000
   # Examples in one step, over all devices and hosts.
   train.batch_size = 32

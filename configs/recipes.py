@@ -20,6 +20,8 @@ Rows = Sequence[Mapping]
 # With a teacher: its distribution at a higher temperature, its hidden states,
 # and a little of the labels.
 LESSON = {'hard': 0.5, 'soft': 1.0, 'states': 1.0, 'temperature': 2.0}
+# Of sentence encoders: the vectors of the teacher, without labels.
+LESSON_OF_VECTORS = {'hard': 0.0, 'soft': 0.0, 'vectors': 1.0, 'states': 1.0}
 _INT8 = {'do': 'round', 'bits': 8}
 _TILES = {'group': 'tile', 'tile': 32, 'rule': 'clip'}
 
@@ -31,16 +33,19 @@ def half(num_layers: int) -> tuple[int, ...]:
   return tuple(round(i * (num_layers - 1) / last) for i in range(number))
 
 
-def table(num_layers: int, steps: int, rate: float) -> dict[str, Rows]:
+def table(
+  num_layers: int, steps: int, rate: float, lesson: Mapping = LESSON
+) -> dict[str, Rows]:
   """Name -> steps.
 
   Args:
     num_layers: of the parent.
     steps, rate: of a training that recovers what was lost.
+    lesson: of that training.
   """
   keep = half(num_layers)
   train = {
-    'do': 'train', 'steps': steps, 'learning_rate': rate, 'lesson': LESSON,
+    'do': 'train', 'steps': steps, 'learning_rate': rate, 'lesson': lesson,
   }  # fmt: skip
   return {
     'int8-storage': [_INT8],
@@ -63,12 +68,12 @@ def table(num_layers: int, steps: int, rate: float) -> dict[str, Rows]:
     ],
     'linear-kd': [
       {'do': 'swap', 'mechanism': 'linear'},
-      {**train, 'lesson': {**LESSON, 'mixers': 1.0}},
+      {**train, 'lesson': {**lesson, 'mixers': 1.0}},
       _INT8,
     ],
     'local-kd': [
       {'do': 'swap', 'mechanism': 'local'},
-      {**train, 'lesson': {**LESSON, 'mixers': 1.0}},
+      {**train, 'lesson': {**lesson, 'mixers': 1.0}},
       _INT8,
     ],
     'ternary-kd': [
@@ -88,6 +93,7 @@ def assemble(
   *,
   steps: int,
   rate: float,
+  lesson: Mapping = LESSON,
   shapes: Sequence[str] = (),
 ) -> ml_collections.ConfigDict:
   """The config of a run, with the steps of a recipe.
@@ -96,7 +102,7 @@ def assemble(
     arg: RECIPE and then the argument of the run, with commas; without a recipe
       the first of `table`.
     run: argument -> config of the run whose model is compressed.
-    steps, rate: see `table`.
+    steps, rate, lesson: see `table`.
     shapes: batch x length of what is timed; () for the neutral ones.
 
   Raises:
@@ -121,7 +127,7 @@ def assemble(
     config.compress.recipe = name
     if shapes:
       config.compress.shapes = tuple(shapes)
-    rows = table(config.model.num_layers, steps, rate)[name]
+    rows = table(config.model.num_layers, steps, rate, lesson)[name]
     for number, row in enumerate(rows):
       config.compress.steps[str(number)] = ml_collections.ConfigDict(row)
   return config.lock()

@@ -120,7 +120,7 @@ def _check_pairs(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
 
 def _check_subwords(config: ml_collections.ConfigDict, schema: ModuleType):
   """Tasks in subwords need a tokenizer, which the others do not read."""
-  tasks = ' and '.join(schema.SUBWORD_TASKS)
+  tasks = ', '.join(schema.SUBWORD_TASKS)
   has_subwords = config.task in schema.SUBWORD_TASKS
   given = config.data.tokenizer
   if has_subwords and not given:

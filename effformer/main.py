@@ -51,11 +51,11 @@ def define_flags() -> flags.FlagValues:
     'train',
     MODES,
     'train to the end and test; eval: score the run in --workdir; predict: '
-    'the classes of each --input by that run; generate: what follows each '
-    '--input; profile: a trace of a few training steps; efficiency: '
-    'time and memory beside exact softmax at 1K to 4K tokens; compress: carry '
-    'out the recipe of the config and report on it; dry_run: build and compile '
-    'all, train and write nothing.',
+    'the classes of each --input by that run, or how alike two are; generate: '
+    'what follows each --input; profile: a trace of a few training steps; '
+    'efficiency: time and memory beside exact softmax at 1K to 4K tokens; '
+    'compress: carry out the recipe of the config and report on it; dry_run: '
+    'build and compile all, train and write nothing.',
     flag_values=values,
   )
   flags.DEFINE_multi_string(

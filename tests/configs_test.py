@@ -21,6 +21,7 @@ from configs import (
   lra_text,
   pair,
   sentence,
+  similarity,
 )
 from effformer import attention, config_check, errors, tasks
 from effformer import config as config_lib
@@ -38,6 +39,7 @@ FILES = {
   'language': language,
   'sentence': sentence,
   'pair': pair,
+  'similarity': similarity,
 }
 ARGUMENTS = [
   f'{mechanism},preset={preset}{quick}'

@@ -161,6 +161,11 @@ def obtain(
     DataError: the data are damaged or cannot be had.
   """
   known = _known(name)
+  if known.builder is None:
+    raise DataError(
+      f'the data of {name!r} are {known.origin}, and there are no others.\n'
+      'Name your files in data.train, data.validation and data.test.'
+    )
   if builder := builders.find(known.builder, folder):
     return builder, False
   manual = folder / 'downloads' / 'manual'

@@ -72,7 +72,7 @@ def load_files(
     check_text: raises DataError for a text that the task cannot read; such a
       row is bad.
     read_rows: (path, split) -> rows in order, see `rows` and `image_rows`.
-    has_labels: False where all labels are 0.
+    has_labels: False where labels are no classes: they stay as they are.
     validate_on_test: whether the validation split is the test split, and so
       takes no rows from train.
 
@@ -90,9 +90,13 @@ def load_files(
   numbers = {label: number for number, label in enumerate(names)}
   notes, splits = [], {}
   for split, file in files.items():
-    _mark_unknown_labels(file, kind, numbers, is_train=split == 'train')
+    if has_labels:
+      _mark_unknown_labels(file, kind, numbers, is_train=split == 'train')
     notes += _judge(file, max_bad_fraction)
-    splits[split] = [_example(row, numbers[row.label]) for row in file.good()]
+    splits[split] = [
+      _example(row, numbers[row.label] if has_labels else row.label)
+      for row in file.good()
+    ]
     if not splits[split]:
       raise DataError(f'{file.path} holds no usable row.')
   origin = ', '.join(f'{split} {file.path}' for split, file in files.items())

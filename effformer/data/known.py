@@ -26,9 +26,10 @@ class Known:
   """A data set that effformer can prepare.
 
   Attributes:
-    builder: prepares the real data.
+    builder: prepares the real data; None where there are own files only.
     origin: what they are, for the screen.
-    num_classes: number of labels; 1 where they count for nothing.
+    num_classes: number of labels; 1 where they are no classes, but count for
+      nothing or are quantities.
     label_names: names of the labels, or ().
     stand_in: builder of a generated stand-in, or None.
     archive: the official archive, or None.
@@ -48,7 +49,7 @@ class Known:
     counts: split to the number of its official examples, where it is known.
   """
 
-  builder: type
+  builder: type | None
   origin: str
   num_classes: int
   label_names: tuple[str, ...] = ()
@@ -137,6 +138,12 @@ KNOWN = {
     origin='pairs of ACL papers (release of LRA)',
     read_rows=sentence_pairs.read,
     has_documents=False,
+  ),
+  'similarity': Known(
+    builder=None,
+    origin='own pairs of sentences with scores',
+    num_classes=1,
+    read_rows=sentence_pairs.read_scored,
   ),
   **{
     f'pathfinder{size}': Known(

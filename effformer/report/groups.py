@@ -50,9 +50,14 @@ class Group:
     )
 
   @property
+  def measure(self) -> str:
+    """What the scores are: 'accuracy', or another measure."""
+    return self.runs[0].score
+
+  @property
   def scores(self) -> list[float]:
-    """Test accuracy of each seed, percent."""
-    return [100 * run.result['test']['accuracy'] for run in self.runs]
+    """Test score of each seed, times 100."""
+    return [100 * run.result['test'][self.measure] for run in self.runs]
 
   @property
   def mean(self) -> float:
@@ -65,7 +70,7 @@ class Group:
 
   @property
   def floor(self) -> tuple[str, float]:
-    """Name and accuracy in percent of the best trivial model."""
+    """Name and score, times 100, of the best trivial model."""
     name, value = max(self.first['floors'].items(), key=lambda item: item[1])
     return name, 100 * value
 
@@ -78,6 +83,12 @@ class Group:
         value = value.get(key) if isinstance(value, dict) else None
       values.append(value)
     return None if None in values else statistics.median(values)
+
+
+def in_words(measure: str) -> str:
+  """A measure and what it is shown in: `accuracy, percent`."""
+  unit = ', percent' if measure == 'accuracy' else ' x 100'
+  return f'{measure}{unit}'
 
 
 def gather(runs: Iterable[Run]) -> list[Group]:

@@ -1,4 +1,4 @@
-"""The plots: accuracy over steps, and accuracy over speed and memory."""
+"""The plots: scores over steps, and scores over speed and memory."""
 
 import io
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from effformer.errors import ConfigError
 from effformer.report import published
 from effformer.report.document import Picture
-from effformer.report.groups import Group
+from effformer.report.groups import Group, in_words
 from effformer.report.runs import Run
 
 # Letters stay letters, and the same runs make the same file.
@@ -41,17 +41,18 @@ def picture(pyplot, figure, name: str, about: str) -> Picture:
 
 
 def curves(runs: Sequence[Run]) -> list[Picture]:
-  """For each task: validation accuracy over steps, a line a run."""
+  """For each task: validation score over steps, a line a run."""
   pyplot, pictures = load_pyplot(), []
   for task in sorted({run.config['task'] for run in runs}):
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
     colours = pyplot.colormaps['tab20'].colors
     own = [run for run in runs if run.config['task'] == task]
+    score = own[0].score
     names = sorted({run.config['mixer']['name'] for run in own})
     shown = set()
     for run in own:
       points = [
-        (row['step'], 100 * row['accuracy'])
+        (row['step'], 100 * row[score])
         for row in run.rows
         if row.get('split') == 'validation'
       ]
@@ -71,17 +72,17 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
       continue
     title = published.TASKS.get(task, task)
     axes.set_xlabel('step')
-    axes.set_title(f'{title}: validation accuracy, percent (dotted: not done)')
+    axes.set_title(f'{title}: validation {in_words(score)} (dotted: not done)')
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
     pictures.append(
-      picture(pyplot, figure, f'curves_{task}', f'{title}: accuracy over steps')
+      picture(pyplot, figure, f'curves_{task}', f'{title}: {score} over steps')
     )
   return pictures
 
 
 def bubbles(groups: Sequence[Group]) -> list[Picture]:
-  """For each task and protocol: accuracy over speed; area is memory.
+  """For each task and protocol: score over speed; area is memory.
 
   Only groups that know speed and memory, on one kind of device, and only where
   there are two or more: a single bubble compares nothing.
@@ -114,13 +115,14 @@ def bubbles(groups: Sequence[Group]) -> list[Picture]:
     floor = max(group.floor[1] for group, _, _ in points)
     axes.axhline(floor, linestyle='--', color='grey', linewidth=1)
     axes.set_xlabel(f'training steps per second, {device}')
-    axes.set_ylabel('test accuracy, percent')
+    measure = points[0][0].measure
+    axes.set_ylabel(f'test {in_words(measure)}')
     title = published.TASKS.get(task, task)
     title += ', stand-in' if stand_in else ''
     title += f', preset {preset}{", quick" if quick else ""}'
     axes.set_title(f'{title}\narea: temporary memory; dashed: highest floor')
     axes.grid(True, alpha=0.3)
     axes.margins(0.15)
-    about = f'{title}: accuracy over speed, area is memory'
+    about = f'{title}: {measure} over speed, area is memory'
     pictures.append(picture(pyplot, figure, f'bubbles_{task}_{number}', about))
   return pictures

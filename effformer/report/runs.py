@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from effformer import durable
+from effformer import durable, tasks
 from effformer.errors import CheckpointError, ConfigError
-from effformer.train import records, workdir
+from effformer.train import records, result, workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,13 @@ class Run:
   config: dict[str, Any]
   result: dict[str, Any] | None
   rows: tuple[dict[str, Any], ...]
+
+  @property
+  def score(self) -> str:
+    """The measure that is its score; until it is finished, by its task."""
+    if self.result is None:
+      return tasks.SCORES.get(self.config['task'], 'accuracy')
+    return result.score_of(self.result)
 
 
 def find(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from effformer.report import published
 from effformer.report.document import Block, Heading, Table, Text
-from effformer.report.groups import Group
+from effformer.report.groups import Group, in_words
 
 # Averages in the tables of LRA are over these.
 AVERAGED = ('listops', 'text', 'retrieval', 'image', 'pathfinder32')
@@ -95,6 +95,9 @@ def details(groups: Sequence[Group]) -> list[Block]:
     title = published.TASKS.get(task, task)
     if stand_in:
       title += ' (stand-in, not a score of the task)'
+    measure = chosen[0].measure
+    if measure != 'accuracy':
+      title += f': {in_words(measure)}'
     rows = [
       _detail(group) for group in sorted(chosen, key=lambda group: -group.mean)
     ]
@@ -136,6 +139,8 @@ def _detail(group: Group) -> list[str]:
 
 def _floors(groups: list[Group]) -> Text:
   """Ranges, since floors are measured on the texts as each run cuts them."""
+  measure = groups[0].measure
+  unit = 'in percent' if measure == 'accuracy' else in_words(measure)
   names = sorted({name for group in groups for name in group.first['floors']})
   parts = []
   for name in names:
@@ -149,7 +154,7 @@ def _floors(groups: list[Group]) -> Text:
       f'{name.replace("_", " ")} {low if low == high else f"{low} to {high}"}'
     )
   return Text(
-    f'Floors, in percent: {", ".join(parts)}. Budget: steps x batch x tokens. '
+    f'Floors, {unit}: {", ".join(parts)}. Budget: steps x batch x tokens. '
     'MiB: state, batch and temporary memory of a training step on a device. '
     'Minutes: of training steps, at their median rate.'
   )

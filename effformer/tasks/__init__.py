@@ -13,13 +13,21 @@ from effformer.tasks import (
   listops,
   retrieval,
   sentences,
+  similarity,
   text,
   tokens,
 )
 from effformer.tasks.task import Task
 from effformer.tasks.tokens import pretraining
 
-__all__ = ['TABLE', 'Task', 'make', 'pretraining', 'without_data']
+__all__ = [
+  'SCORES',
+  'TABLE',
+  'Task',
+  'make',
+  'pretraining',
+  'without_data',
+]
 
 TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'text': text.make,
@@ -29,8 +37,12 @@ TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'language': tokens.language,
   'sentence': sentences.one,
   'pair': sentences.two,
+  'similarity': similarity.make,
   **{f'pathfinder{size}': image.make for size in PATHFINDER_RESOLUTIONS},
 }
+
+# Scores of tasks whose score is not accuracy; see `Task`.
+SCORES = {'similarity': similarity.SCORE}
 
 
 def make(

@@ -353,9 +353,10 @@ def _evaluate_once(run: Run, current: state.TrainState, position: int) -> None:
     raise
   _record(run, position, 'validation', result)
   is_best = best_row(run)['step'] == position
+  score = run.task.score
   run.screen.say(
-    f'step {position}  validation loss {result["loss"]:.4f}  accuracy '
-    f'{result["accuracy"]:.4f} of {result["count"]}'
+    f'step {position}  validation loss {result["loss"]:.4f}  {score} '
+    f'{result[score]:.4f} of {result["count"]}'
     + (f', {result["bits"]:.4f} bits a token' if 'bits' in result else '')
     + ('  (best so far)' if is_best else '')
   )

@@ -1,4 +1,4 @@
-"""--mode=predict: the classes of single examples by a trained run."""
+"""--mode=predict: classes of single examples, or how alike two texts are."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,8 @@ import numpy as np
 from effformer import config as config_lib
 from effformer import data, errors, tasks
 from effformer.data.dataset import TEXTS, MemorySource
+from effformer.data.sentence_pairs import HIGHEST
+from effformer.tasks import similarity
 from effformer.tasks.task import Task
 from effformer.train import (
   identity,
@@ -28,7 +30,7 @@ def predict(
   stop: preemption.Stop,
   console: screen.Screen,
 ) -> list[dict[str, Any]]:
-  """Probabilities of the classes, by the parameters that the test is of.
+  """Probabilities of classes or scores, by the parameters the test is of.
 
   Needs the run folder only, not its data; one device does it.
 
@@ -41,7 +43,7 @@ def predict(
   Returns:
     For each input (or pair) `input`, `tokens` (of each text, those beyond
     `data.max_length` are not read) and `probabilities`, class -> probability,
-    the most probable first.
+    the most probable first; of a task of vectors `cosine` and `score`.
 
   Raises:
     ConfigError: no input, half a pair, or several processes.
@@ -49,14 +51,15 @@ def predict(
     CheckpointError: the folder holds no evaluated run.
   """
   task, params, mesh = trained(config, path, stop, console)
-  if task.predict is None:
+  compute = task.predict or task.embed
+  if compute is None:
     raise errors.ConfigError(
       f'{config.task} has no classes to predict.\n'
       'Let it write instead: --mode=generate.'
     )
   examples = _read(task, given)
   length = config.data.max_length
-  compiled, found = jax.jit(task.predict), []
+  compiled, found = jax.jit(compute), []
   with data.eval_batches(
     MemorySource(examples),
     task.encode,
@@ -67,8 +70,7 @@ def predict(
   ) as batches:
     for example, rows in zip(examples, batches, strict=True):
       batch = sharding.to_devices(mesh, rows, 1)
-      probability_C = np.asarray(compiled(params, batch))[0]
-      found.append(_outcome(task, example, probability_C))
+      found.append(_outcome(task, example, np.asarray(compiled(params, batch))))
       console.say(*_lines(found[-1], length))
   return found
 
@@ -125,13 +127,20 @@ def _read(task: Task, given: Sequence[str]) -> list[data.Example]:
 
 
 def _outcome(
-  task: Task, example: data.Example, probability_C: np.ndarray
+  task: Task, example: data.Example, computed: np.ndarray
 ) -> dict[str, Any]:
   texts = [example[name] for name in TEXTS if name in example]
-  return {
+  outcome = {
     'input': example['id'],
     # No token is shorter than a byte.
     'tokens': [len(task.encode(text, len(text))) for text in texts],
+  }
+  if task.predict is None:
+    cosine = float(np.vdot(*computed[0]))
+    return {**outcome, 'cosine': cosine, 'score': similarity.in_points(cosine)}
+  [probability_C] = computed
+  return {
+    **outcome,
     'probabilities': {
       task.dataset.classes[c]: float(probability_C[c])
       for c in np.argsort(-probability_C, kind='stable')
@@ -146,10 +155,11 @@ def _lines(outcome: dict[str, Any], max_length: int) -> list[str]:
   counts = ' and '.join(f'{count:,}' for count in outcome['tokens'])
   cut = max(outcome['tokens']) > max_length
   of = f', of which the first {max_length:,} are read' if cut else ''
-  return [
-    f'{shown} ({counts} tokens{of})',
-    *(
-      f'  {100 * probability:6.2f} %  {name}'
-      for name, probability in outcome['probabilities'].items()
-    ),
+  said = [f'{shown} ({counts} tokens{of})']
+  if 'cosine' in outcome:
+    cosine, score = outcome['cosine'], outcome['score']
+    return [*said, f'  cosine {cosine:.2f}, score {score:.1f} of {HIGHEST}']
+  return said + [
+    f'  {100 * probability:6.2f} %  {name}'
+    for name, probability in outcome['probabilities'].items()
   ]

@@ -2,6 +2,7 @@
 
 import pathlib
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,6 +31,11 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
       'Delete it: the same command then tests the run again.'
     )
   return result
+
+
+def score_of(result: Mapping[str, Any]) -> str:
+  """The measure that is a result's score; of the oldest ones, accuracy."""
+  return result.get('score', 'accuracy')
 
 
 def commit() -> str | None:
@@ -76,7 +82,7 @@ def make(
     final: its last state.
     validation: the validation row of the parameters that were tested.
     test: their values on the test split.
-    floors: accuracies of trivial models on the test split.
+    floors: scores of trivial models on the test split.
     cost: of a training step, see `setup.Steps`.
   """
   config, clock = run.config, run.clock
@@ -98,6 +104,7 @@ def make(
     'max_length': config.data.max_length,
     'num_params': state.num_params(run.abstract.params),
     'state_sha256': state.digest(final),
+    'score': run.task.score,
     'select': config.train.select,
     'selected_step': validation['step'],
     'validation': {
@@ -127,6 +134,7 @@ def make(
 def lines(result: dict[str, Any]) -> list[str]:
   """The result for people: the score beside its floors, and what it is."""
   test, validation = result['test'], result['validation']
+  score = score_of(result)
   data = 'STAND-IN DATA (not a score)' if result['stand_in'] else 'real data'
   bits, stage, start = [], result.get('pretrain'), result.get('start')
   if 'bits' in test:
@@ -135,9 +143,9 @@ def lines(result: dict[str, Any]) -> list[str]:
     ]
   return [
     *bits,
-    f'test accuracy       {100 * test["accuracy"]:.2f}  of {test["count"]} '
+    f'{f"test {score}":<20}{100 * test[score]:.2f}  of {test["count"]} '
     f'examples, loss {test["loss"]:.4f}; {data}',
-    f'validation accuracy {100 * validation["accuracy"]:.2f}  of '
+    f'{f"validation {score}":<20}{100 * validation[score]:.2f}  of '
     f'{validation["count"]} examples, step {result["selected_step"]} '
     f'({result["select"]})',
     *(

@@ -167,7 +167,9 @@ def advanced(
   run, current = resume(config, task, program, folder, stop, console)
   # A best step beyond the restored state will come again.
   run.best.discard_after(int(current.step))
-  steps = setup.compile_steps(program, console, run.clock)
+  steps = setup.compile_steps(
+    program, console, run.clock, training=config.train.num_steps > 0
+  )
   run.train_step, run.eval_step = steps.train, steps.evaluate
   run.frozen = program.frozen()
   with stop.loop():

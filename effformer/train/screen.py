@@ -148,9 +148,14 @@ class Screen:
     """Reports a step; without a terminal at most a line every ten seconds."""
     if self._quiet:
       return
-    bits = f'bits {metrics["bits"]:.3f}  ' if 'bits' in metrics else ''
+    # What a task has of a batch: some measures are of whole splits.
+    some = ''.join(
+      f'{shown} {metrics[name]:.3f}  '
+      for name, shown in (('bits', 'bits'), ('accuracy', 'acc'))
+      if name in metrics
+    )
     text = (
-      f'loss {metrics["loss"]:.4f}  {bits}acc {metrics["accuracy"]:.3f}  '
+      f'loss {metrics["loss"]:.4f}  {some}'
       f'lr {metrics["learning_rate"]:.2e}  '
       f'{clock.steps_per_second():.3g} steps/s  '
       f'waiting {100 * clock.waiting_share():.1f}%  ETA {duration(eta)}'

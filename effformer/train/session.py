@@ -126,13 +126,14 @@ def evaluate(
         outcome['floors'] = run.task.floors()
     if jax.process_index() == 0:
       records.write_json(folder / 'eval.json', outcome)
-    for split, score in scores.items():
+    score = task.score
+    for split, found in scores.items():
       console.say(
-        f'{split:<10} accuracy {100 * score["accuracy"]:.2f} of '
-        f'{score["count"]}, loss {score["loss"]:.4f}'
-        + (f', {score["bits"]:.4f} bits a token' if 'bits' in score else '')
+        f'{split:<10} {score} {100 * found[score]:.2f} of '
+        f'{found["count"]}, loss {found["loss"]:.4f}'
+        + (f', {found["bits"]:.4f} bits a token' if 'bits' in found else '')
         + f' (step {row["step"]})'
       )
-    for name, accuracy in outcome.get('floors', {}).items():
-      console.say(f'{"floor":<10} accuracy {100 * accuracy:.2f}  {name}')
+    for name, value in outcome.get('floors', {}).items():
+      console.say(f'{"floor":<10} {score} {100 * value:.2f}  {name}')
     return outcome

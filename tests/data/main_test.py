@@ -58,6 +58,14 @@ def test_prepare_list_verify(run, tmp_path):
   assert out.count('hash, count and labels agree') == 3
 
 
+def test_what_are_own_files_only_is_not_prepared(run):
+  code, out, err = run('prepare', 'similarity', '--stand_in')
+  assert code == 3
+  assert 'similarity: preparing' in out
+  assert 'data.train, data.validation and data.test' in err
+  assert run('verify', 'similarity')[0] == 3
+
+
 def test_stand_in_is_announced(run):
   code, out, err = run('prepare', 'text')
   assert (code, out.count('rows')) == (3, 0)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from effformer import data
-from effformer.data import rows, sentence_pairs
+from effformer.data import catalogue, rows, sentence_pairs
 from effformer.errors import ConfigError, DataError
 
 ROWS = [(f'one {n}', f'two {n}', n % 3) for n in range(90)]
@@ -64,6 +64,95 @@ def test_bad_rows_say_why(tmp_path):
   path = tmp_path / 'pairs.jsonl'
   path.write_text('{"text": "a", "label": 1}\n')
   assert [row.reason for row in read(path)] == ['no other']
+
+
+def read_scored(path):
+  return list(sentence_pairs.read_scored(path, 'train'))
+
+
+def test_scores_are_kept_in_thousandths(tmp_path):
+  scores = ('0', '5', '5.000', '2.333', '3.8', '1e-1', '0.0006')
+  kept = [0, 5000, 5000, 2333, 3800, 100, 1]
+  path = tmp_path / 'pairs.tsv'
+  lines = [f'x\t{s}\ta {n}\t"b {n}' for n, s in enumerate(scores)]
+  path.write_text('\n'.join(['id\tscore\tsentence1\tsentence2', *lines]))
+  found = read_scored(path)
+  assert [row.label for row in found] == kept
+  assert (found[3].text, found[3].other) == (b'a 3', b'"b 3')
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(
+    ''.join(
+      f'{{"text": "a", "other": "b", "score": {score}}}\n' for score in scores
+    )
+  )
+  assert [row.label for row in read_scored(path)] == kept
+
+
+@pytest.mark.parametrize(
+  ('score', 'reason'),
+  [
+    ('', 'no score'),
+    ('good', "score 'good' is not a number"),
+    ('nan', 'score nan is not from 0 to 5'),
+    ('inf', 'score inf is not from 0 to 5'),
+    ('5.001', 'score 5.001 is not from 0 to 5'),
+    ('-0.2', 'score -0.2 is not from 0 to 5'),
+  ],
+)
+def test_what_is_no_score_is_a_bad_row(tmp_path, score, reason):
+  path = tmp_path / 'pairs.tsv'
+  lines = [f'a {n}\tb\t{n % 6}' for n in range(30)]
+  lines.insert(2, f'a\tb\t{score}')
+  path.write_text('\n'.join(['sentence1\tsentence2\tscore', *lines]))
+  assert [r.reason for r in read_scored(path) if r.reason] == [reason]
+  with pytest.raises(DataError, match=rf'bad row .*pairs\.tsv:4: {reason}'):
+    data.load('similarity', train=str(path))
+  faults = list(
+    catalogue.own_faults(
+      'similarity', {'train': str(path), 'validation': '', 'test': ''}
+    )
+  )
+  assert faults == [f'{path}:4: {reason}']
+  loaded = data.load('similarity', train=str(path), max_bad_fraction=0.1)
+  assert reason in loaded.notes[0]
+
+
+@pytest.mark.parametrize(
+  ('fields', 'reason'),
+  [
+    ('', 'no score'),
+    (', "label": 1', 'no score'),
+    (', "score": null', 'no score'),
+    (', "score": true', "score 'True' is not a number"),
+    (', "score": [1]', "score '[1]' is not a number"),
+    (', "score": 1' + '0' * 400, f"score '1{'0' * 39}' is not a number"),
+    (', "score": NaN', 'score nan is not from 0 to 5'),
+  ],
+)
+def test_what_is_no_score_in_json(tmp_path, fields, reason):
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(f'{{"text": "a", "other": "b"{fields}}}\n')
+  assert [row.reason for row in read_scored(path)] == [reason]
+
+
+def test_scores_are_no_classes(tmp_path):
+  """Those of test need not be in train, and one is enough."""
+  paths = {}
+  for split, label in (('train', 2.5), ('validation', 0.125), ('test', 4)):
+    path = tmp_path / f'{split}.tsv'
+    path.write_text(f'sentence1\tsentence2\tscore\na\tb\t{label}\n')
+    paths[split] = str(path)
+  loaded = data.load('similarity', **paths)
+  assert loaded.num_classes == 1
+  assert [loaded.splits[s][0]['label'] for s in paths] == [2500, 125, 4000]
+  assert list(catalogue.own_faults('similarity', paths)) == []
+
+
+def test_a_file_without_scores(tmp_path):
+  path = tmp_path / 'pairs.tsv'
+  path.write_text('sentence1\tsentence2\tlabel\na\tb\t1\n')
+  with pytest.raises(DataError, match='other and score'):
+    read_scored(path)
 
 
 def test_files_of_another_kind(tmp_path):

@@ -7,11 +7,12 @@ RATES = {'full': 1.0, 'linear': 4.0}
 
 def write_run(
   root, mechanism='linear', task='text', seed=0, *, accuracy=0.7, finished=True,
-  settings=(), **facts,
+  score='accuracy', settings=(), **facts,
 ):  # fmt: skip
   """Makes the folder of a run below `root`; returns it.
 
-  `settings` are dotted keys of the config, `facts` keys of the result.
+  `settings` are dotted keys of the config, `facts` keys of the result; what is
+  called accuracy may be another score.
   """
   folder = root / f'{task}-{mechanism}-{seed}-{len(list(root.iterdir()))}'
   folder.mkdir()
@@ -28,8 +29,8 @@ def write_run(
   (folder / 'config.json').write_text(json.dumps(config))
   rows = [
     {'step': 5, 'split': 'train', 'loss': 1.0},
-    {'step': 5, 'split': 'validation', 'accuracy': 0.6},
-    {'step': 10, 'split': 'validation', 'accuracy': accuracy},
+    {'step': 5, 'split': 'validation', score: 0.6},
+    {'step': 10, 'split': 'validation', score: accuracy},
   ]
   lines = ''.join(json.dumps(row) + '\n' for row in rows)
   (folder / 'metrics.jsonl').write_text(lines)
@@ -48,7 +49,8 @@ def write_run(
     'batch_size': 8,
     'max_length': 512,
     'num_params': 12345,
-    'test': {'accuracy': accuracy, 'loss': 0.5, 'count': 100},
+    'score': score,
+    'test': {score: accuracy, 'loss': 0.5, 'count': 100},
     'floors': {'majority': 0.5, 'bag_of_bytes': 0.62},
     'cost': {
       'products_per_step': 2.5e9,

@@ -222,6 +222,30 @@ def test_the_best_comes_first(tmp_path):
   ]  # fmt: skip
 
 
+def test_another_score_than_accuracy_is_named(report, tmp_path):
+  write_run(
+    tmp_path / 'runs', task='similarity', score='pearson', accuracy=0.827,
+    floors={'shared_subwords': 0.55, 'lengths': -0.004},
+  )  # fmt: skip
+  write_run(tmp_path / 'runs')
+  _, text, _ = report()
+  assert '## similarity: pearson x 100\n' in text
+  assert 'Floors, pearson x 100: lengths -0.4, shared subwords 55.0.' in text
+  assert '| linear | modern | 82.7 (1) | +27.7 |' in text
+  assert '## Text\n' in text
+  assert 'Floors, in percent: bag of bytes 62.0, majority 50.0.' in text
+
+
+def test_results_of_before_scores_had_names_are_of_accuracy(tmp_path):
+  folder = write_run(tmp_path)
+  path = folder / 'result.json'
+  result = json.loads(path.read_text())
+  del result['score']
+  path.write_text(json.dumps(result))
+  (group,) = gathered(tmp_path)
+  assert (group.measure, group.mean) == ('accuracy', pytest.approx(70))
+
+
 # Plots and pages.
 
 
@@ -272,6 +296,35 @@ def test_the_same_runs_make_the_same_files(tmp_path):
   assert b'linear' in first.svg
   (bubble,) = plots.bubbles(groups.gather(found))
   assert b'temporary memory' in bubble.svg
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_plots_name_another_score(tmp_path, finished):
+  for mechanism in ('full', 'linear'):
+    write_run(
+      tmp_path, mechanism, task='similarity', score='pearson',
+      finished=finished,
+    )  # fmt: skip
+  found = runs.find([tmp_path])
+  (curve,) = plots.curves(found)
+  assert curve.about == 'similarity: pearson over steps'
+  assert b'validation pearson x 100' in curve.svg
+  bubbles = plots.bubbles(groups.gather(found))
+  assert len(bubbles) == finished
+  for bubble in bubbles:
+    assert b'test pearson x 100' in bubble.svg
+
+
+def test_plots_of_accuracy_are_in_percent(tmp_path):
+  write_run(tmp_path, 'full')
+  write_run(tmp_path, 'linear')
+  found = runs.find([tmp_path])
+  (curve,) = plots.curves(found)
+  assert curve.about == 'Text: accuracy over steps'
+  words = b'Text: validation accuracy, percent (dotted: not done)'
+  assert words in curve.svg
+  (bubble,) = plots.bubbles(groups.gather(found))
+  assert b'test accuracy, percent' in bubble.svg
 
 
 def test_a_single_bubble_is_none(tmp_path):

@@ -100,6 +100,7 @@ def outcome(**changes):
     'steps': 1200,
     'num_params': 1_234_567,
     'stand_in': False,
+    'score': 'accuracy',
     'select': 'best',
     'selected_step': 800,
     'validation': {'accuracy': 0.71, 'loss': 0.5, 'count': 1000},
@@ -118,6 +119,20 @@ def test_lines_show_the_score_beside_its_floors():
     'floor               60.00  bag_of_bytes',
     'text, local, preset modern, quick, seed 3, 1,234,567 parameters, '
     '1200 steps',
+  ]
+
+
+def test_lines_name_another_score():
+  scores = {
+    split: {'pearson': value, 'loss': 0.03, 'count': 5}
+    for split, value in (('validation', 0.86958), ('test', -0.0031))
+  }
+  floors = {'lengths': -0.0042}
+  lines = result.lines(outcome(score='pearson', floors=floors, **scores))
+  assert lines[:3] == [
+    'test pearson        -0.31  of 5 examples, loss 0.0300; real data',
+    'validation pearson  86.96  of 5 examples, step 800 (best)',
+    'floor               -0.42  lengths',
   ]
 
 

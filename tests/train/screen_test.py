@@ -84,6 +84,20 @@ def test_a_line_holds_what_counts(clock):
     assert words in line, words
 
 
+def test_a_line_holds_the_measures_that_a_step_has(clock):
+  values = {'loss': 1.25, 'learning_rate': 1e-3}
+  lines = []
+  for more in ({}, {'accuracy': 0.5}, {'accuracy': 0.5, 'bits': 2.0}):
+    shown = make()
+    shown.step(1, 9, {**values, **more}, screen.Clock(), None)
+    lines.append(printed(shown).split('  ')[1:-3])
+  assert lines == [
+    ['loss 1.2500', 'lr 1.00e-03'],
+    ['loss 1.2500', 'acc 0.500', 'lr 1.00e-03'],
+    ['loss 1.2500', 'bits 2.000', 'acc 0.500', 'lr 1.00e-03'],
+  ]
+
+
 def test_what_takes_long_is_told_as_rarely_as_steps(clock):
   shown = make()
   for done in range(25):

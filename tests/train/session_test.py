@@ -13,7 +13,7 @@ from tests.train.tiny_run import examples, quiet_screen, tiny_config
 # As the documentation promises.
 RESULT_KEYS = {
   *('task', 'dataset', 'stand_in', 'mechanism', 'preset', 'quick', 'seed'),
-  *('steps', 'num_params', 'test', 'validation', 'floors'),
+  *('steps', 'num_params', 'test', 'validation', 'floors', 'score'),
   *('cost', 'steps_per_second', 'device', 'versions', 'commit'),
 }
 
@@ -64,6 +64,7 @@ def test_result_says_everything(finished):
     assert set(result[split]) == {'accuracy', 'loss', 'count'}
     assert result[split]['count'] == count
   assert result['task'] == 'text'
+  assert result['score'] == 'accuracy'
   assert result['mechanism'] == 'linear'
   assert result['steps'] == 12
   assert result['stand_in'] is False
