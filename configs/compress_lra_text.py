@@ -28,5 +28,5 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     lra_text.get_config,
     steps=400,
     rate=5e-4,
-    shapes=('1x512', '8x512'),
+    shapes=((1, 512), (8, 512)),
   )

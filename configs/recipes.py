@@ -94,7 +94,7 @@ def assemble(
   steps: int,
   rate: float,
   lesson: Mapping = LESSON,
-  shapes: Sequence[str] = (),
+  shapes: Sequence[tuple[int, int]] = ((1, 32), (8, 128), (32, 64)),
 ) -> ml_collections.ConfigDict:
   """The config of a run, with the steps of a recipe.
 
@@ -103,7 +103,7 @@ def assemble(
       the first of `table`.
     run: argument -> config of the run whose model is compressed.
     steps, rate, lesson: see `table`.
-    shapes: batch x length of what is timed; () for the neutral ones.
+    shapes: batch and length of what is timed; rows are cut as those of the run.
 
   Raises:
     ArgumentError: an unknown word, or a second recipe.
@@ -125,8 +125,10 @@ def assemble(
     ) from None
   with config.unlocked():
     config.compress.recipe = name
-    if shapes:
-      config.compress.shapes = tuple(shapes)
+    longest = config.data.max_length
+    config.compress.shapes = tuple(
+      f'{batch}x{min(length, longest)}' for batch, length in shapes
+    )
     rows = table(config.model.num_layers, steps, rate, lesson)[name]
     for number, row in enumerate(rows):
       config.compress.steps[str(number)] = ml_collections.ConfigDict(row)

@@ -9,13 +9,16 @@ import typing
 
 import pytest
 
-from configs import common, compress_lra_text, recipes
+from configs import common, compress_lra_text, compress_minilm, recipes
 from effformer import config as config_lib
 from effformer import config_compress, errors
 from effformer.compress import recipe
 from effformer.compress.distill.teaching import Lesson
 
-FILES = {'compress_lra_text': compress_lra_text}
+FILES = {
+  'compress_lra_text': compress_lra_text,
+  'compress_minilm': compress_minilm,
+}
 NAMES = tuple(recipes.table(4, 1, 1.0))
 
 

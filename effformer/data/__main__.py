@@ -126,9 +126,6 @@ def _prepare(
     if KNOWN[name].is_slow and not is_asked:
       print(f'{name}: left out; it takes many minutes. To make it, name it')
       continue
-    if KNOWN[name].builder is None and not is_asked:
-      print(f'{name}: left out; it is of {KNOWN[name].origin}')
-      continue
     print(f'{name}: preparing in {folder}', flush=True)
     try:
       # Data that can be had replace a stand-in prepared before.

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -37,6 +37,8 @@ from effformer.data import (
   pair_stand_in,
   pathfinder,
   pathfinder_release,
+  prepared_source,
+  similarity_stand_in,
   stand_in,
 )
 from effformer.data.dataset import TEXTS, Example, Fingerprint
@@ -153,6 +155,15 @@ class EffformerRetrievalStandIn(_Builder):
     return pair_stand_in.splits()
 
 
+class EffformerSimilarityStandIn(_Builder):
+  """Generated pairs with scores (see similarity_stand_in.py)."""
+
+  texts = TEXTS
+
+  def examples(self) -> Mapping[str, Iterable[Example]]:
+    return similarity_stand_in.splits()
+
+
 class _PathfinderRelease(_Builder):
   """Pathfinder, from the release of LRA (see pathfinder_release.py)."""
 
@@ -264,38 +275,6 @@ class EffformerTextStandIn(_Builder):
     return stand_in.splits()
 
 
-class PreparedSource:
-  """Random access to one split of a prepared builder."""
-
-  def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-    self._folder = builder.data_path
-    try:
-      self._rows = builder.as_data_source(split)
-    except Exception as error:
-      raise _damaged(self._folder, error) from error
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def __getitem__(self, index: int) -> Example:
-    return self.__getitems__([index])[0]
-
-  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-    try:
-      rows = self._rows.__getitems__(list(indices))
-      return [
-        {
-          **{name: row[name] for name in TEXTS if name in row},
-          'label': int(row['label']),
-          'id': row['id'].decode(),
-        }
-        for row in rows
-      ]
-    # array_record raises what its C++ meets, under several types.
-    except Exception as error:
-      raise _damaged(self._folder, error) from error
-
-
 def find(
   builder_class: type[_Builder], directory: pathlib.Path
 ) -> _Builder | None:
@@ -313,7 +292,7 @@ def find(
       os.path.isfile(path) for split in splits for path in split.filepaths
     )
   except Exception as error:
-    raise _damaged(folder, error) from error
+    raise prepared_source.damaged(folder, error) from error
   return builder if is_whole else None
 
 
@@ -382,12 +361,3 @@ def _lock(directory: pathlib.Path, name: str) -> Iterator[None]:
   with open(directory / f'.{name}.lock', 'w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
-
-
-def _damaged(folder, error: Exception) -> DataError:
-  reason = str(error).strip().split('\n')[0][:200]
-  return DataError(
-    f'the prepared data cannot be read: {type(error).__name__}: {reason}\n'
-    f'in {folder}\n'
-    'Delete that folder and run: python -m effformer.data prepare'
-  )

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from effformer.data import archives, builders, files, images, releases, rows
 from effformer.data.dataset import SPLITS, Dataset, first_examples
 from effformer.data.known import KNOWN, Known
+from effformer.data.prepared_source import PreparedSource
 from effformer.errors import ConfigError, DataError
 
 
@@ -162,9 +163,12 @@ def obtain(
   """
   known = _known(name)
   if known.builder is None:
+    if stand_in:
+      return _stand_in(known, folder), True
     raise DataError(
-      f'the data of {name!r} are {known.origin}, and there are no others.\n'
-      'Name your files in data.train, data.validation and data.test.'
+      f'the data of {name!r} are {known.origin}.\n'
+      'Name your files in data.train, data.validation and data.test, or allow '
+      'generated data with data.stand_in=True.'
     )
   if builder := builders.find(known.builder, folder):
     return builder, False
@@ -193,6 +197,11 @@ def obtain(
       ' or allow generated data with data.stand_in=True.'
     ) from error
   return builders.prepare(known.builder, folder, origin), False
+
+
+def _stand_in(known: Known, folder: pathlib.Path):
+  found = builders.find(known.stand_in, folder)
+  return found or builders.prepare(known.stand_in, folder)
 
 
 def _by_hand(known: Known, manual: pathlib.Path) -> pathlib.Path | None:
@@ -281,7 +290,7 @@ def describe(
     notes=notes,
     num_classes=known.num_classes,
     label_names=known.label_names,
-    splits={split: builders.PreparedSource(builder, split) for split in SPLITS},
+    splits={split: PreparedSource(builder, split) for split in SPLITS},
     fingerprints=dict(builder.info.metadata['fingerprints']),
   )
 

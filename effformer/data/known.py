@@ -143,6 +143,7 @@ KNOWN = {
     builder=None,
     origin='own pairs of sentences with scores',
     num_classes=1,
+    stand_in=builders.EffformerSimilarityStandIn,
     read_rows=sentence_pairs.read_scored,
   ),
   **{

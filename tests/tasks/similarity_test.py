@@ -8,6 +8,7 @@ import scipy.stats
 
 from configs import common
 from effformer import config_check, data, errors, tasks
+from effformer.data import similarity_stand_in as stand_in
 from effformer.data.dataset import Dataset, MemorySource
 from effformer.models import embedder
 from effformer.tasks import similarity
@@ -239,7 +240,43 @@ def test_what_does_not_go_with_it_is_refused(config, key, value, words):
     config_check.check(config, common)
 
 
-def test_there_are_no_data_but_own_ones(config, tmp_path):
+def test_without_own_pairs_there_is_a_stand_in(config, tmp_path):
   config.data.directory = str(tmp_path)
+  config.data.stand_in = False
   with pytest.raises(errors.DataError, match=r'data\.train, data\.validation'):
     tasks.make(config)
+  config.data.stand_in = True
+  dataset = tasks.make(config).dataset
+  assert dataset.stand_in
+  assert {k: len(v) for k, v in dataset.splits.items()} == stand_in.SIZES
+
+
+def test_pairs_of_the_stand_in_are_alike_by_their_score():
+  meaning = {
+    word: (part, number)
+    for part, meanings in enumerate(stand_in.PARTS)
+    for number, words in enumerate(meanings)
+    for word in words
+  }
+
+  def meanings(text):
+    text = text.decode().removesuffix('.')
+    text = text[0].lower() + text[1:]
+    # The longest wordings first: some stand in others.
+    found = set()
+    for word in sorted(meaning, key=len, reverse=True):
+      if word in text and meaning[word][0] not in {part for part, _ in found}:
+        found.add(meaning[word])
+        text = text.replace(word, '', 1)
+    assert not text.strip()
+    return found
+
+  rows = [stand_in.pair(number) for number in range(200)]
+  assert rows[7] == stand_in.pair(7)
+  for row in rows:
+    same = meanings(row['text']) & meanings(row['other'])
+    assert row['label'] == 1250 * len(same)
+  assert {row['label'] for row in rows} == {0, 1250, 2500, 3750, 5000}
+  # Words alone tell something, and not all.
+  texts = {row['text'] for row in rows} | {row['other'] for row in rows}
+  assert len(texts) > 380

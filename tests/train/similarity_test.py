@@ -198,7 +198,8 @@ def test_modes_that_it_does_not_have_say_so(config, finished, tmp_path):
       preemption.Stop(), quiet_screen(),
     )  # fmt: skip
   without = config_lib.changed(
-    config, {f'data.{split}': '' for split in COUNTS}
+    config,
+    {**{f'data.{split}': '' for split in COUNTS}, 'data.stand_in': False},
   )
   for act in (
     lambda: train(without, tmp_path / 'run'),
