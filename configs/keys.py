@@ -21,6 +21,9 @@ def model_keys() -> ml_collections.ConfigDict:
   model.qkv_width = 0
   # Hidden width of the feed-forward part.
   model.mlp_width = 1024
+  # Rank of the two matrices of the feed-forward part, each of which is then a
+  # product of two; 0 = full. It saves where below k n / (k + n) of [k, n].
+  model.mlp_rank = 0
   # Hidden width of the classifier; 0 = linear classifier.
   model.head_width = 0
   # Of that hidden layer: 'relu', or 'tanh' (BERT).
@@ -39,6 +42,9 @@ def model_keys() -> ml_collections.ConfigDict:
   # ('continuous', for grey values); or how many quantities do together
   # ('patches' of an image).
   model.front_end = 'embedding'
+  # Width of the table of an embedding, which a matrix then brings to width
+  # (ALBERT); 0 = width. A tied head has both.
+  model.embedding_width = 0
   # For 'patches': pixels of a side of one.
   model.patch_size = 1
   # For 'patches': values of each pixel.
@@ -54,9 +60,13 @@ def model_keys() -> ml_collections.ConfigDict:
   # 'none', 'sinusoidal', 'learned' (both added to the embedding) or 'rotary'
   # (turns queries and keys; see WITHOUT_ROTARY).
   model.position = 'sinusoidal'
-  # Layer norm before ('pre') or after ('post') each residual branch.
+  # Norms of blocks, embedding and heads: 'layer'; 'rms', without centring and
+  # bias; or 'affine', a scale and a bias without statistics (MobileBERT).
+  # Those within mixers stay.
+  model.norm = 'layer'
+  # Norm before ('pre') or after ('post') each residual branch.
   model.norm_order = 'pre'
-  # Added to the variance in each layer norm.
+  # Added to the variance in each norm.
   model.norm_epsilon = 1e-6
   # What the classifier sees: 'mean' of the row's tokens; the output at a
   # learned token in front ('cls'), or at the row's own 'first'.
@@ -66,7 +76,8 @@ def model_keys() -> ml_collections.ConfigDict:
   # Share of attention weights dropped; of the heads' outputs where there are
   # no weights (linear).
   model.attention_dropout = 0.0
-  # Of the feed-forward part: 'gelu' (tanh form), 'gelu_exact' or 'relu'.
+  # Of the feed-forward part: 'gelu' (tanh form), 'gelu_exact', 'quick_gelu'
+  # (x sigmoid(1.702 x)), 'relu' or 'relu2' (its square).
   model.activation = 'gelu'
   # Taps, odd, of the depthwise convolution before each mixer; 0 = none.
   model.conv_width = 0
@@ -89,10 +100,10 @@ def model_keys() -> ml_collections.ConfigDict:
   # Facts that differ in layer '0', '1', ...: mixer (name), num_heads,
   # head_width (of queries and keys of one head, else qkv_width / num_heads: so
   # fewer heads are as wide as before), num_kv_heads (heads of keys and values,
-  # a divisor of num_heads, else as many; see GROUPED), mlp_width, activation,
-  # share (layers of one group share parameters) and the settings of the layer's
-  # mixer. A layer has at least one head and one column of mlp_width: one that
-  # is to have neither is left out.
+  # a divisor of num_heads, else as many; see GROUPED), mlp_width, mlp_rank,
+  # activation, share (layers of one group share parameters) and the settings of
+  # the layer's mixer. A layer has at least one head and one column of
+  # mlp_width: one that is to have neither is left out.
   model.layers = ml_collections.ConfigDict()
   return model
 

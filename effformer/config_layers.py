@@ -16,6 +16,7 @@ FACTS = {
   'head_width': 1,
   'num_kv_heads': 1,
   'mlp_width': 1,
+  'mlp_rank': 0,
   'activation': '',
   'share': '',
 }

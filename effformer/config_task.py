@@ -24,6 +24,7 @@ def check_task(config: ml_collections.ConfigDict, schema: ModuleType) -> None:
       f'use {FLAG}model.zero_is_padding=false',
     )
   _check_token_head(config, schema)
+  _check_embedding(config)
   _check_patches(config, schema)
   _check_pairs(config, schema)
   _check_subwords(config, schema)
@@ -51,6 +52,16 @@ def _check_token_head(config: ml_collections.ConfigDict, schema: ModuleType):
     refuse(
       f'model.token_head={head!r} {reason}',
       f'use {FLAG}model.token_head=dense',
+    )
+
+
+def _check_embedding(config: ml_collections.ConfigDict):
+  width, front_end = config.model.embedding_width, config.model.front_end
+  if width and front_end != 'embedding':
+    refuse(
+      f'model.embedding_width={width} goes with model.front_end=embedding '
+      f'only, not {front_end!r}',
+      f'use {FLAG}model.embedding_width=0',
     )
 
 

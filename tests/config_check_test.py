@@ -281,6 +281,14 @@ CROSS = [
     ['model.layers.0.activation=rleu'],
     ['model.layers.0.activation', "Did you mean 'relu'?"],
   ),
+  ('full', ['model.norm=batch'], ["model.norm='batch'", 'layer, rms, affine']),
+  ('full', ['model.layers.0.norm=rms'], ['model.layers.0.norm']),
+  ('full', ['model.layers.0.mlp_rank=-1'], ['model.layers.0.mlp_rank=-1']),
+  (
+    'full',
+    ['model.embedding_width=8', 'model.front_end=continuous'],
+    ['model.embedding_width=8 goes with model.front_end=embedding only'],
+  ),
   (
     'local',
     ['model.layers.0.window=-4'],
@@ -372,6 +380,8 @@ def test_refuses_and_explains(argument, overrides, named):
     ['train.accumulate_steps=32'],
     ['data.max_bad_fraction=1'],
     ['model.layers.0.share=a', 'model.layers.3.share=a'],
+    ['model.norm=rms', 'model.embedding_width=16', 'model.activation=relu2'],
+    ['model.mlp_rank=8', 'model.layers.0.mlp_rank=0'],
     ['model.layers.3.num_heads=2', 'model.layers.3.activation=relu'],
     # Fewer heads of the width that they have elsewhere; any number of them.
     ['model.layers.3.num_heads=3', 'model.layers.3.head_width=64'],

@@ -25,7 +25,7 @@ from configs import (
 )
 from effformer import attention, config_check, errors, tasks
 from effformer import config as config_lib
-from effformer.models import build, layers
+from effformer.models import build, layers, norms
 
 FILES = {
   'lra_text': lra_text,
@@ -85,7 +85,9 @@ SCHEMA = {
   'model.head_width': int,
   'model.layer_drop': float,
   'model.mlp_chunk': int,
+  'model.mlp_rank': int,
   'model.mlp_width': int,
+  'model.norm': str,
   'model.norm_order': str,
   'model.num_heads': int,
   'model.num_layers': int,
@@ -96,6 +98,7 @@ SCHEMA = {
   'model.attention_bias': bool,
   'model.channels': int,
   'model.embedding_norm': bool,
+  'model.embedding_width': int,
   'model.head_activation': str,
   'model.norm_epsilon': float,
   'model.patch_size': int,
@@ -292,4 +295,5 @@ def test_choices_are_those_that_attention_takes(key):
 def test_choices_are_those_of_model_and_tasks():
   assert common.CHOICES['model.dtype'] == tuple(build.DTYPES)
   assert common.CHOICES['model.activation'] == tuple(layers.ACTIVATIONS)
+  assert common.CHOICES['model.norm'] == norms.KINDS
   assert set(common.CHOICES['task']) == set(tasks.TABLE)

@@ -13,7 +13,8 @@ and x / s costs nothing where what makes x can be divided by s instead:
   in each channel of the values. With grouped queries the heads of a group have
   the same values, and so need the same factors.
 - the first layer of the feed-forward part before the second, where the
-  activation is positively homogeneous, f(x / s) = f(x) / s: relu.
+  activation is positively homogeneous, f(x / s) = f(x) / s: relu. Of a product
+  of two matrices the first before the second, always.
 """
 
 from collections.abc import Mapping
@@ -195,9 +196,14 @@ def _of_layer(path, layer, norm_order, flat):
     heads = flat[f'{path}/mixer/out/kernel'].shape[0]
     axes = groups, heads // groups, width
   add(['mixer/out'], before, axes)
-  add(['mlp/in'], norm('norm_mlp'))
+  first, second = 'mlp/in', 'mlp/out'
+  if layer.mlp_rank:
+    first, second = 'mlp/in_low', 'mlp/out_low'
+    for name in ('in', 'out'):
+      add([f'mlp/{name}'], [f'mlp/{name}_low/kernel'])
+  add([first], norm('norm_mlp'))
   before = ('mlp/in/kernel', 'mlp/in/bias')
-  add(['mlp/out'], before if layer.activation in HOMOGENEOUS else ())
+  add([second], before if layer.activation in HOMOGENEOUS else ())
   seen = {kernel for place in found for kernel in place.kernels}
   for name, x in flat.items():
     is_other = name.startswith(f'{path}/') and name not in seen

@@ -92,6 +92,10 @@ def apply(
       leaf = own.get_variable('params', 'embedding')['embedding']
       if isinstance(leaf, QTensor | _Static):
         return _over_last(leaf, arguments[0], is_dynamic)
+    elif isinstance(own, Predictor) and method == 'narrowed':
+      leaf = (own.get_variable('params', 'embedding_out') or {}).get('kernel')
+      if isinstance(leaf, QTensor | _Static):
+        return _over_outputs(leaf, arguments[0])
     return call(*arguments, **keywords)
 
   with nn.intercept_methods(answer):
@@ -151,6 +155,14 @@ def _over_last(leaf, x, is_dynamic, precision=None):
     w_KN = tensors.decoded(leaf).astype(x.dtype)
     y_LN = jnp.matmul(x_LK, w_KN, precision=precision)
   return y_LN.reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+
+def _over_outputs(leaf, x):
+  """The product with the transpose, of inputs as they are.
+
+  Its scales are of what is summed over, so that integers cannot be multiplied.
+  """
+  return x @ tensors.decoded(_tensor(leaf)).astype(x.dtype).T
 
 
 def _rows(embed, leaf, ids):

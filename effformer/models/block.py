@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from effformer import attention, shapes
-from effformer.models import layers
+from effformer.models import layers, norms
 
 # What a stream keeps: a pytree, or None where there is no stream.
 State = Any
@@ -28,6 +28,8 @@ class LayerConfig:
       0 = all; see `layers.FeedForward`.
     share: blocks with the same non-empty group have the same parameters.
     causal: of the convolution; that of the mixer is one of its settings.
+    mlp_rank: of the two products of the feed-forward part, 0 = full; see
+      `layers.FeedForward`.
   """
 
   mixer: str
@@ -38,6 +40,7 @@ class LayerConfig:
   mlp_chunk: int = 0
   share: str = ''
   causal: bool = False
+  mlp_rank: int = 0
 
 
 class Block(nn.Module):
@@ -49,6 +52,7 @@ class Block(nn.Module):
 
   layer: LayerConfig
   norm_order: str = 'pre'
+  norm: str = 'layer'
   norm_epsilon: float = 1e-6
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
@@ -77,6 +81,7 @@ class Block(nn.Module):
       activation=layer.activation,
       dropout=self.dropout,
       chunk=layer.mlp_chunk,
+      rank=layer.mlp_rank,
       dtype=self.dtype,
       name='mlp',
     )
@@ -138,7 +143,7 @@ class Block(nn.Module):
     )
 
   def _residual(self, name, function, x_BTD, deterministic):
-    norm = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name=name)
+    norm = norms.norm(self.norm, self.norm_epsilon, dtype=self.dtype, name=name)
     drop = nn.Dropout(self.dropout)
     if self.norm_order == 'pre':
       update_BTD = function(norm(x_BTD))

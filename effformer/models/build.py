@@ -23,6 +23,7 @@ def layer_configs(
     'num_heads': model.num_heads,
     'mlp_width': model.mlp_width,
     'activation': model.activation,
+    'mlp_rank': model.mlp_rank,
     'share': '',
     # 0: what the heads have of the width.
     'head_width': 0,
@@ -81,6 +82,7 @@ def _layer_config(config, facts, settings, causal):
     mlp_chunk=model.mlp_chunk,
     share=facts['share'],
     causal=causal,
+    mlp_rank=facts['mlp_rank'],
   )
 
 
@@ -195,12 +197,14 @@ def _trunk(config, vocabulary_size, *, causal=False):
     front_end=model.front_end,
     patch_size=model.patch_size,
     channels=model.channels,
+    embedding_width=model.embedding_width,
     position='none' if model.position == 'rotary' else model.position,
     token_types=model.token_types,
     embedding_norm=model.embedding_norm,
     zero_is_padding=model.zero_is_padding,
     pooling=model.pooling,
     norm_order=model.norm_order,
+    norm=model.norm,
     norm_epsilon=model.norm_epsilon,
     dropout=model.dropout,
     dtype=DTYPES[model.dtype],

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from effformer import shapes
-from effformer.models import reversible
+from effformer.models import norms, reversible
 from effformer.models.block import Block, LayerConfig, State
 
 # A run of at least so many equal layers is compiled once and scanned. Below,
@@ -32,6 +32,7 @@ class Encoder(nn.Module):
   Attributes:
     layers: one `LayerConfig` a block.
     norm_order: 'pre' or 'post'.
+    norm: one of `norms.KINDS`.
     norm_epsilon: added to the variance in each norm.
     dropout: rate on each residual branch and hidden layer.
     dtype: compute dtype; parameters are float32.
@@ -58,6 +59,7 @@ class Encoder(nn.Module):
 
   layers: tuple[LayerConfig, ...]
   norm_order: str = 'pre'
+  norm: str = 'layer'
   norm_epsilon: float = 1e-6
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
@@ -146,6 +148,7 @@ class Encoder(nn.Module):
     return Block(
       layer,
       norm_order=self.norm_order,
+      norm=self.norm,
       norm_epsilon=self.norm_epsilon,
       dropout=self.dropout,
       dtype=self.dtype,
@@ -203,7 +206,9 @@ class Encoder(nn.Module):
     if self.extra_tokens:
       x_BTD = x_BTD[:, self.extra_tokens :]
     if self.norm_order == 'pre':
-      norm = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='norm_out')
+      norm = norms.norm(
+        self.norm, self.norm_epsilon, dtype=self.dtype, name='norm_out'
+      )
       x_BTD = norm(x_BTD)
     return x_BTD, state
 

@@ -17,6 +17,10 @@ ACTIVATIONS = {
   'gelu': nn.gelu,
   'gelu_exact': functools.partial(nn.gelu, approximate=False),
   'relu': nn.relu,
+  # Primer's (So et al. 2021, 2109.08668).
+  'relu2': lambda x: jnp.square(nn.relu(x)),
+  # Hendrycks & Gimpel 2016, section 2.
+  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
 }
 
 
@@ -131,6 +135,9 @@ class DepthwiseConvolution(nn.Module):
 class FeedForward(nn.Module):
   """`y = W_2 f(W_1 x + b_1) + b_2`, position by position.
 
+  With a rank each W is a product of two matrices, `in_low` and `in`, `out_low`
+  and `out`, without a bias between them.
+
   Attributes:
     width: F, width of the hidden layer.
     activation: key of `ACTIVATIONS`.
@@ -139,6 +146,7 @@ class FeedForward(nn.Module):
       the other, 0 = all: the hidden layer of one part is the only one there is,
       also in the backward pass, which computes it again. It changes nothing
       but the masks of the dropout.
+    rank: r, so that W_1 is [D, r] [r, F] and W_2 is [F, r] [r, D]; 0 = full.
     dtype: compute dtype; parameters are float32.
   """
 
@@ -146,6 +154,7 @@ class FeedForward(nn.Module):
   activation: str = 'gelu'
   dropout: float = 0.0
   chunk: int = 0
+  rank: int = 0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -174,17 +183,23 @@ class FeedForward(nn.Module):
 
   @nn.nowrap
   def apply_to(self, x_BTD, deterministic):
-    def dense(features: int, name: str) -> nn.Dense:
+    def dense(x, features, name, use_bias=True):
       return nn.Dense(
         features,
+        use_bias=use_bias,
         dtype=self.dtype,
         kernel_init=nn.initializers.xavier_uniform(),
         bias_init=nn.initializers.normal(1e-6),
         name=name,
-      )
+      )(x)
 
-    hidden_BTF = ACTIVATIONS[self.activation](dense(self.width, 'in')(x_BTD))
+    def product(x, features, name):
+      if self.rank:
+        x = dense(x, self.rank, f'{name}_low', use_bias=False)
+      return dense(x, features, name)
+
+    hidden_BTF = ACTIVATIONS[self.activation](product(x_BTD, self.width, 'in'))
     hidden_BTF = nn.Dropout(self.dropout)(
       hidden_BTF, deterministic=deterministic
     )
-    return dense(x_BTD.shape[-1], 'out')(hidden_BTF)
+    return product(hidden_BTF, x_BTD.shape[-1], 'out')

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from effformer.models import layers, trunk
+from effformer.models import layers, norms, trunk
 
 
 class Predictor(trunk.Trunk):
@@ -21,6 +21,7 @@ class Predictor(trunk.Trunk):
     token_head: 'dense', `W y + b`; 'tied', `E y` with the embedding E (Press &
       Wolf 2017, 1608.05859), as in GPT-2; or 'transformed',
       `E norm(f(W y + b)) + c` with f of `head_activation`, as in BERT.
+      With `embedding_width` E is the product of the two, [Y, E] [E, D].
     head_activation: key of `layers.ACTIVATIONS`.
     others: see `trunk.Trunk`.
   """
@@ -107,15 +108,21 @@ class Predictor(trunk.Trunk):
     if self.token_head == 'dense':
       return nn.Dense(self.vocabulary_size, name='head_tokens')(y_BTD)
     if self.token_head == 'tied':
-      return self.tied_logits(y_BTD)
+      return self.tied_logits(self.narrowed(y_BTD))
     y_BTD = nn.Dense(self.width, name='head_in')(y_BTD)
     y_BTD = layers.ACTIVATIONS[self.head_activation](y_BTD)
-    y_BTD = nn.LayerNorm(self.norm_epsilon, name='head_norm')(y_BTD)
+    y_BTD = norms.norm(self.norm, self.norm_epsilon, name='head_norm')(y_BTD)
     bias_Y = self.param(
       'head_bias', nn.initializers.zeros, (self.vocabulary_size,)
     )
-    return self.tied_logits(y_BTD) + bias_Y[None, None]
+    return self.tied_logits(self.narrowed(y_BTD)) + bias_Y[None, None]
 
-  def tied_logits(self, y_BTD: jax.Array) -> jax.Array:
+  def narrowed(self, y_BTD: jax.Array) -> jax.Array:
+    """W y with the W [E, D] behind a table of width E; a method, as below."""
+    if not self.embedding_width:
+      return y_BTD
+    return y_BTD @ self.get_variable('params', 'embedding_out')['kernel'].T
+
+  def tied_logits(self, y_BTE: jax.Array) -> jax.Array:
     """E y; a method, so that tools can answer it in another way."""
-    return y_BTD @ self.get_variable('params', 'embedding')['embedding'].T
+    return y_BTE @ self.get_variable('params', 'embedding')['embedding'].T

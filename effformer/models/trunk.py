@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from effformer import shapes
-from effformer.models import encoder, layers
+from effformer.models import encoder, layers, norms
 
 # LRA's learned position table starts this small (common_layers.py).
 LEARNED_POSITION_STDDEV = 0.02
@@ -51,6 +51,9 @@ class Trunk(nn.Module):
       pixel beside each other: a token is then a patch.
     patch_size: pixels of a side of a patch.
     channels: quantities of a pixel of patches.
+    embedding_width: E, where the embedding is a table of vectors of width E
+      and a matrix [E, D] behind it (ALBERT, Lan et al. 2020, 1909.11942,
+      section 3.1); 0 = a table of width D. What is added to it is of width D.
     position: 'none', 'sinusoidal' or 'learned'; rotary positions are a setting
       of the mixers.
     token_types: number of types that tokens are of, 0 = none.
@@ -58,10 +61,10 @@ class Trunk(nn.Module):
     zero_is_padding: quantities of 0 (id 1), the black of images, are masked as
       padding is; as LRA has it.
     pooling: 'cls' puts a learned vector before each row; see the heads.
-    norm_order, norm_epsilon, dropout, dtype, remat, reversible, layer_drop,
-      extra_tokens, unrolled: see `encoder.Encoder`. Extra tokens stand before
-      the CLS token; they are neither counted in `max_length` nor among what
-      comes out.
+    norm_order, norm, norm_epsilon, dropout, dtype, remat, reversible,
+      layer_drop, extra_tokens, unrolled: see `encoder.Encoder`. Extra tokens
+      stand before the CLS token; they are neither counted in `max_length` nor
+      among what comes out.
   """
 
   vocabulary_size: int
@@ -71,12 +74,14 @@ class Trunk(nn.Module):
   front_end: str = 'embedding'
   patch_size: int = 1
   channels: int = 1
+  embedding_width: int = 0
   position: str = 'none'
   token_types: int = 0
   embedding_norm: bool = False
   zero_is_padding: bool = False
   pooling: str = 'mean'
   norm_order: str = 'pre'
+  norm: str = 'layer'
   norm_epsilon: float = 1e-6
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
@@ -85,6 +90,14 @@ class Trunk(nn.Module):
   layer_drop: float = 0.0
   extra_tokens: int = 0
   unrolled: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.embedding_width and self.front_end != 'embedding':
+      raise ValueError(
+        f"embedding_width={self.embedding_width} needs front_end='embedding', "
+        f'got {self.front_end!r}'
+      )
 
   @property
   def ids_per_token(self) -> int:
@@ -193,7 +206,9 @@ class Trunk(nn.Module):
       tokens = tokens.replace(position_BT=position_BT)
     x_BTD = self._add_positions(x_BTD, tokens)
     if self.embedding_norm:
-      norm = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='norm_in')
+      norm = norms.norm(
+        self.norm, self.norm_epsilon, dtype=self.dtype, name='norm_in'
+      )
       x_BTD = norm(x_BTD)
     return x_BTD, tokens, lengths_B
 
@@ -202,6 +217,7 @@ class Trunk(nn.Module):
     return encoder.Encoder(
       self.layers,
       norm_order=self.norm_order,
+      norm=self.norm,
       norm_epsilon=self.norm_epsilon,
       dropout=self.dropout,
       dtype=self.dtype,
@@ -230,13 +246,18 @@ class Trunk(nn.Module):
       return nn.Dense(self.width, dtype=self.dtype, name='values')(
         u_BTC.astype(self.dtype)
       )
-    return nn.Embed(
+    x_BTE = nn.Embed(
       self.vocabulary_size,
-      self.width,
+      self.embedding_width or self.width,
       embedding_init=nn.initializers.normal(1.0),
       dtype=self.dtype,
       name='embedding',
     )(ids_BT)
+    if not self.embedding_width:
+      return x_BTE
+    return nn.Dense(
+      self.width, use_bias=False, dtype=self.dtype, name='embedding_out'
+    )(x_BTE)
 
   @nn.nowrap
   def _types(self, types_BT, x_BTD):

@@ -153,6 +153,42 @@ def test_what_has_a_place():
   assert own <= set(left)
 
 
+def test_products_of_two_matrices_have_places_of_their_own():
+  """All but what reads the activation, which is in front of `out_low`."""
+  for activation, expected in (
+    ('relu', set()),
+    ('relu2', {'layer_0/mlp/out_low'}),
+    ('quick_gelu', {'layer_0/mlp/out_low'}),
+  ):
+    config, module, params = model_of(
+      'full', {}, model__activation=activation, model__mlp_rank=3
+    )
+    factors = random_factors(config, params)
+    names = {path.removeprefix('encoder/layer_0/mlp/') for path in factors}
+    assert {f'{x}/kernel' for x in ('in_low', 'in', 'out_low', 'out')} <= names
+    folded, left = fold.fold(config, params, factors)
+    assert {
+      path.removeprefix('encoder/').removesuffix('/kernel') for path in left
+    } == expected
+    np.testing.assert_allclose(
+      run(module, folded), run(module, params), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize('norm', ['rms', 'affine'])
+def test_other_norms_take_factors_in(norm):
+  config, module, params = model_of(
+    'full', {}, model__activation='relu', model__norm=norm
+  )
+  folded, left = fold.fold(config, params, random_factors(config, params))
+  assert not left
+  own = folded['encoder']['layer_0']['norm_mlp']
+  assert set(own) == ({'scale'} if norm == 'rms' else {'scale', 'bias'})
+  np.testing.assert_allclose(
+    run(module, folded), run(module, params), rtol=1e-4, atol=1e-4
+  )
+
+
 def test_a_folded_kernel_is_multiplied_and_what_stands_before_divided():
   config, _, params = model_of('full', {}, model__activation='relu')
   s_K = np.exp(np.random.default_rng(3).uniform(-1, 1, F)).astype('f4')

@@ -11,7 +11,7 @@ from effformer import attention, pretrained
 from effformer.compress import calibrate, fold, int8, running, smooth, tensors
 from effformer.compress.grid import Grid
 from effformer.errors import ConfigError
-from effformer.models import encoder
+from effformer.models import build, encoder
 from effformer.models.predictor import Predictor
 from tests import slow
 from tests.compress.fold_test import CASES, IDS, LENGTHS, MORE, T, Y, model_of
@@ -326,6 +326,30 @@ def test_other_forms_of_models(keys):
   np.testing.assert_allclose(y, expected, atol=atol)
   y = ours(module, codes, args, {}, 'dynamic')
   assert 1e-6 < np.abs(y - expected).max() < 0.1
+
+
+@pytest.mark.parametrize('token_head', ['tied', 'transformed'])
+@pytest.mark.parametrize('grid', [Grid(8), Grid(4, 'tile', 3)], ids=str)
+def test_tied_heads_of_factorised_embeddings(token_head, grid):
+  config, _, _ = model_of(
+    'full', {}, model__embedding_width=5, model__token_head=token_head,
+    model__mlp_rank=3,
+  )  # fmt: skip
+  module = build.of_kind('predictor', config, Y)
+  params = random_variables(module, IDS, LENGTHS)['params']
+  plan = tensors.uniform_plan(params, grid)
+  assert 'embedding_out/kernel' in plan
+  # Factors too, which what reads it backwards has to know.
+  ones = {'embedding_out/kernel': np.linspace(1, 3, 5)}
+  codes = tensors.quantise(params, plan, factors=ones)
+  args = (IDS, LENGTHS)
+  expected = plain(module, codes, args, {})
+  y = ours(module, codes, args, {})
+  np.testing.assert_allclose(y, expected, atol=1e-4)
+  if grid.tile:
+    return
+  rounded = ours(module, codes, args, {}, 'dynamic')
+  assert 1e-6 < np.abs(rounded - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_dense_layers_keep_their_type():

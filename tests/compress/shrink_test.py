@@ -138,6 +138,21 @@ def test_shrunk_classifiers_of_each_mechanism(mechanism, keys):
   assert mixer['out']['kernel'].shape == (2, 4, 12)
 
 
+@pytest.mark.parametrize('norm', ['layer', 'rms', 'affine'])
+def test_columns_of_products_leave(norm):
+  """They stand between `in` and `out_low`; the ranks stay."""
+  model = classifier(model__mlp_rank=4, model__norm=norm)
+  config, params = check_equal(model, HEADS)
+  config_check.check(config, common)
+  mlp = params['encoder']['layer_0']['mlp']
+  shapes = {name: x['kernel'].shape for name, x in mlp.items()}
+  assert shapes == {
+    'in_low': (12, 4), 'in': (4, 6), 'out_low': (6, 4), 'out': (4, 12),
+  }  # fmt: skip
+  masks = {'encoder/layer_1:layer': np.array([False])}
+  check_equal(model, masks, ('layer',))
+
+
 GROUPED = (('0', (('num_heads', 6), ('num_kv_heads', 2), ('head_width', 3))),)
 
 

@@ -46,7 +46,14 @@ def test_activations():
   # x Phi(x), and its tanh form.
   exact = [-0.15865525, 0.34573123, 1.95449974]
   near = [-0.15880801, 0.34571401, 1.95459769]
-  for name, expected in (('gelu_exact', exact), ('gelu', near)):
+  # x / (1 + exp(-1.702 x)).
+  quick = [-0.15420423, 0.35038844, 1.93565862]
+  for name, expected in (
+    ('gelu_exact', exact),
+    ('gelu', near),
+    ('quick_gelu', quick),
+    ('relu2', [0.0, 0.25, 4.0]),
+  ):
     y = layers.ACTIVATIONS[name](x.astype(np.float32))
     np.testing.assert_allclose(y, expected, atol=1e-6)
 

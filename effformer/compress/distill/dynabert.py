@@ -232,13 +232,15 @@ def check(layers: tuple[LayerConfig, ...]) -> None:
       reason = f'{layer.mixer} may have heads that differ'
     elif settings.get('relative_bias') == 'alibi':
       reason = 'the slopes of alibi belong to the places of the heads'
+    elif layer.mlp_rank:
+      reason = 'its feed-forward part is of low rank'
     elif settings.get('num_kv_heads') is not None:
       reason = 'its heads of keys and values have a number of their own'
     if reason:
       raise ConfigError(
         f'layer {index} has no sub-networks of fewer heads: {reason}.\n'
-        f'Those that have are {", ".join(MECHANISMS)}, without alibi and '
-        'num_kv_heads.'
+        f'Those that have are {", ".join(MECHANISMS)}, without alibi, '
+        'num_kv_heads and mlp_rank.'
       )
 
 

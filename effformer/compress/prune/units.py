@@ -7,6 +7,7 @@
     kv_group   encoder/layer_0:kv_group   where heads share keys and values, a
                                           head of these with all its queries
     mlp        encoder/layer_0:mlp        a column of mlp/in and row of mlp/out
+                                          (of mlp/out_low, with mlp_rank)
     layer      encoder/layer_0:layer      a block
     embedding  embedding:embedding        a vector of the table of tokens
     weight     PATH OF A KERNEL           a single weight
@@ -238,7 +239,10 @@ def _kv_groups(flat, layer):
 
 
 def _columns(flat):
-  places = {'/mlp/in/kernel': 1, '/mlp/in/bias': 0, '/mlp/out/kernel': 0}
+  reader = '/mlp/out_low/kernel'
+  if _named(flat, reader) is None:
+    reader = '/mlp/out/kernel'
+  places = {'/mlp/in/kernel': 1, '/mlp/in/bias': 0, reader: 0}
   first, *_, last = parts = tuple(
     Part(_named(flat, end)[0], axis) for end, axis in places.items()
   )

@@ -315,6 +315,10 @@ def test_what_the_loss_cannot_take():
     (layer('fnet'), 'fnet may have heads'),
     (layer(relative_bias='alibi'), 'slopes of alibi'),
     (layer(num_heads=4, num_kv_heads=2), 'keys and values have a number'),
+    (
+      dataclasses.replace(layer(), mlp_rank=3),
+      'feed-forward part is of low rank',
+    ),
   ],
 )
 def test_networks_without_sub_networks(kind, message):
