@@ -182,6 +182,60 @@ def uniform(
   return dict.fromkeys(groups, name)
 
 
+def combined(
+  tasks: Sequence[Mapping[str, Sequence[Option]]],
+) -> dict[str, list[Option]]:
+  """Options for several tasks of one model, none of which is sacrificed.
+
+      loss(g, o) = max_t loss_t(g, o) / sum_g' max_o' loss_t(g', o')
+
+  A task's losses count as shares of what it has to lose; of these the highest
+  is taken, where a mean would let one task pay for the others. If losses add
+  up, no task loses a larger share by a plan than is predicted of it.
+
+  Args:
+    tasks: of each the same groups, options and costs, and losses of its own,
+      0 being nothing.
+
+  Raises:
+    ConfigError: the tasks have other options.
+    ValueError: there are no tasks.
+  """
+  if not tasks:
+    raise ValueError('options of at least one task are needed')
+  first = tasks[0]
+  for number, own in enumerate(tasks):
+    if _without_losses(own) != _without_losses(first):
+      raise ConfigError(
+        f'task {number} has other groups, options or costs than task 0.\n'
+        'Measure the losses of all tasks for the same options.'
+      )
+  # What cannot lose anything has no say.
+  scales = [
+    sum(max(0.0, *(o.loss for o in options)) for options in own.values()) or 1.0
+    for own in tasks
+  ]
+  return {
+    name: [
+      option._replace(
+        loss=max(
+          own[name][place].loss / scale
+          for own, scale in zip(tasks, scales, strict=True)
+        )
+      )
+      for place, option in enumerate(options)
+    ]
+    for name, options in first.items()
+  }
+
+
+def _without_losses(groups):
+  return {
+    name: [(o.name, o.cost) for o in options]
+    for name, options in groups.items()
+  }
+
+
 def search(
   groups: Mapping[str, Sequence[Option]],
   measure: Callable[[dict[str, str]], float],

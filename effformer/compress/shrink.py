@@ -105,7 +105,7 @@ def shrink_vocabulary(
       f'ids to keep have to be 0 to {number - 1}, each once; got '
       f'{ids[0]} to {ids[-1]}, {given.size - len(ids)} of them again.'
     )
-  _take(flat, units.parts, ids)
+  units_lib.take(flat, units.parts, ids)
   new_id_Y = np.full(number, -1, np.int32)
   new_id_Y[ids] = np.arange(len(ids))
   return flax.traverse_util.unflatten_dict(flat, sep='/'), new_id_Y
@@ -118,7 +118,7 @@ def _shrink_block(flat, place, layer, config, masks):
   columns = masks.get(f'{place}:mlp')
   if columns is not None and not columns.all():
     _check_left(columns, f'{place}:mlp')
-    _take(flat, units['mlp'].parts, np.flatnonzero(columns))
+    units_lib.take(flat, units['mlp'].parts, np.flatnonzero(columns))
     facts['mlp_width'] = int(columns.sum())
   if units['head'] is None:
     return facts
@@ -128,11 +128,11 @@ def _shrink_block(flat, place, layer, config, masks):
   width = flat[f'{place}/mixer/query/kernel'].shape[2]
   facts |= {'num_heads': int(heads.sum()), 'head_width': int(width)}
   own = units['head'].parts
-  _take(flat, own, np.flatnonzero(heads))
+  units_lib.take(flat, own, np.flatnonzero(heads))
   if units['kv_group'] is not None:
     paths = {part.path for part in own}
     shared = [p for p in units['kv_group'].parts if p.path not in paths]
-    _take(flat, shared, np.flatnonzero(groups))
+    units_lib.take(flat, shared, np.flatnonzero(groups))
   if 'num_kv_heads' in dict(layer.settings):
     facts['num_kv_heads'] = int(groups.sum())
   return facts
@@ -166,10 +166,3 @@ def _check_left(mask, name):
       f'nothing would be left of {name}, and a layer has at least one.\nKeep '
       'one, or let the whole layer leave (kind layer).'
     )
-
-
-def _take(flat, parts, index):
-  """Keeps the entries of these numbers, of each of the parts."""
-  for part in parts:
-    x = np.asarray(flat[part.path])
-    flat[part.path] = np.take(x, index, axis=part.axis)

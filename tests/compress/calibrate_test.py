@@ -10,6 +10,7 @@ import pytest
 
 from effformer import pretrained
 from effformer.compress import calibrate, tensors
+from tests.compress.networks import entering
 from tests.pretrained.golden_test import folder_of, golden
 
 
@@ -42,7 +43,9 @@ def test_the_inputs_are_those_of_the_model(bert):
   found = calibrate.collect(bert.module, bert.params, [batch()])
   module, params = bert.module, {'params': bert.params}
   ids_BT, lengths_B, types_BT = batch()
-  x_BTD, tokens = module.apply(params, *batch(), method='embedded')
+  x_BTD, tokens = entering(
+    module, bert.params, ids_BT, lengths_B, types_BT=types_BT
+  )
   keep_BT = np.asarray(tokens.keep_BT)
   x_LD = np.asarray(x_BTD)[keep_BT]
   query = found['encoder/layer_0/mixer/query/kernel']

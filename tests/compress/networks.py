@@ -1,5 +1,6 @@
 """Tiny networks for these tests, and their inputs."""
 
+import flax.linen as nn
 import numpy as np
 
 from effformer.models import classifier, embedder, encoder, predictor
@@ -44,3 +45,18 @@ def batch_of(kind):
   if kind != 'pair_classifier':
     return BATCH
   return (*BATCH, IDS_BT[::-1], LENGTHS_B[::-1])
+
+
+def entering(module, params, *batch, **keywords):
+  """What the encoder is given: vectors of the tokens, and which are real."""
+  seen = []
+
+  def watch(call, arguments, keywords, context):
+    is_call = context.method_name == '__call__'
+    if isinstance(context.module, encoder.Encoder) and is_call:
+      seen.append((*arguments, keywords['tokens']))
+    return call(*arguments, **keywords)
+
+  with nn.intercept_methods(watch):
+    module.apply({'params': params}, *batch, **keywords)
+  return seen[0]

@@ -12,8 +12,12 @@ from effformer.compress import artefact, pipeline, recipe
 from effformer.compress.tensors import QTensor
 from effformer.train import preemption, session, state
 from tests import slow
-from tests.train.pretraining_test import StopAfter
-from tests.train.tiny_run import examples, quiet_screen, tiny_config
+from tests.train.tiny_run import (
+  again_and_again,
+  quiet_screen,
+  tiny_config,
+  write_examples,
+)
 
 # Many models are compiled.
 pytestmark = pytest.mark.slow
@@ -31,21 +35,10 @@ RECIPE = recipe.read([
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  folder, keys = tmp_path_factory.mktemp('data'), {}
-  for seed, (split, count) in enumerate(
-    {'train': 40, 'validation': 9, 'test': 7}.items()
-  ):
-    source = examples(count, seed)
-    rows = [
-      {'text': e['text'].decode(), 'label': e['label']}
-      for e in (source[i] for i in range(count))
-    ]
-    path = folder / f'{split}.jsonl'
-    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    keys[f'data__{split}'] = str(path)
+  folder = tmp_path_factory.mktemp('data')
   return tiny_config(
     'full',
-    **keys,
+    **write_examples(folder, train=40, validation=9, test=7),
     model__num_layers=3,
     train__batch_size=8,
     train__eval_batch_size=8,
@@ -142,14 +135,9 @@ def _digest_of_flat(params):
 def test_stopped_again_and_again_it_ends_in_the_same_bytes(
   parent, finished, tmp_path
 ):
-  for _ in range(40):
-    try:
-      model, printed = run(parent, tmp_path, stop=StopAfter(4))
-      break
-    except errors.Preempted:
-      pass
-  else:
-    raise AssertionError('the recipe never came to its end')
+  model, printed = again_and_again(
+    lambda stop: run(parent, tmp_path, stop=stop), 4
+  )
   assert 'done before' in printed
   jax.tree.map(np.testing.assert_array_equal, model.params, finished[1].params)
   for name in (artefact.WEIGHTS, artefact.MANIFEST):

@@ -136,3 +136,64 @@ def test_a_uniform_plan_needs_the_option_everywhere():
     policy.uniform(GROUPS, '3')
   with pytest.raises(ValueError, match='max_trials'):
     policy.search(GROUPS, score_of, 72, max_trials=0)
+
+
+def of_losses(*losses):
+  """Two groups of two options, of these losses."""
+  return {
+    group: [Option('8', 4, losses[2 * i]), Option('2', 1, losses[2 * i + 1])]
+    for i, group in enumerate('ab')
+  }
+
+
+# The second has losses of another size, and most of them at another place.
+FIRST, SECOND = of_losses(0.0, 6.0, 1.0, 4.0), of_losses(0, 150, 0, 850)
+
+
+def test_of_several_tasks_the_highest_share_counts():
+  found = policy.combined([FIRST, SECOND])
+  assert found == of_losses(0.0, 6 / 10, 1 / 10, 850 / 1000)
+  assert policy.combined([FIRST]) == of_losses(0.0, 0.6, 0.1, 0.4)
+  assert policy.solve(found, 5) == [{'a': '2', 'b': '8'}]
+  assert policy.solve(FIRST, 5) == [{'a': '8', 'b': '2'}]
+  assert policy.solve(SECOND, 5) == [{'a': '2', 'b': '8'}]
+
+
+def test_no_task_pays_for_the_others():
+  """Three tasks need a, one needs b: a mean would forget the one."""
+  tasks = [of_losses(0.0, 8.0, 0.0, 2.0)] * 3 + [of_losses(0.0, 0.1, 0.0, 0.9)]
+  (plan,) = policy.solve(policy.combined(tasks), 5)
+  assert plan == {'a': '2', 'b': '8'}
+  mean = of_losses(0.0, (3 * 0.8 + 0.1) / 4, 0.0, (3 * 0.2 + 0.9) / 4)
+  (other,) = policy.solve(mean, 5)
+
+  def worst(plan):
+    wholes = (10, 10, 10, 1)
+    return max(
+      policy.predicted(own, plan) / whole
+      for own, whole in zip(tasks, wholes, strict=True)
+    )
+
+  assert worst(plan) == pytest.approx(0.8)
+  assert worst(other) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize('low', [0.0, -0.3])
+def test_a_task_that_loses_nothing_has_no_say(low):
+  nothing = of_losses(low, low, low, low)
+  assert policy.combined([nothing, SECOND]) == policy.combined([SECOND])
+
+
+@pytest.mark.parametrize(
+  'other',
+  [
+    {'a': FIRST['a']},
+    {**FIRST, 'b': [Option('8', 4, 1), Option('3', 1, 4)]},
+    {**FIRST, 'b': [Option('8', 4, 1), Option('2', 2, 4)]},
+  ],
+)
+def test_tasks_need_the_same_options(other):
+  with pytest.raises(ConfigError, match='task 1 has other groups'):
+    policy.combined([FIRST, other])
+  with pytest.raises(ValueError, match='at least one task'):
+    policy.combined([])

@@ -17,41 +17,20 @@ from effformer.train import (
   setup,
   workdir,
 )
-from tests.train.tiny_run import examples, quiet_screen, tiny_config
-
-
-class StopAfter(preemption.Stop):
-  """A stop that is asked for at the n-th question."""
-
-  def __init__(self, questions):
-    super().__init__()
-    self._questions = questions
-
-  def agree(self, step):
-    self._questions -= 1
-    if not self._questions:
-      self._requested, self._name = True, 'a test'
-    return self._requested
+from tests.train.tiny_run import (
+  StopAfter,
+  again_and_again,
+  quiet_screen,
+  tiny_config,
+  write_examples,
+)
 
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   folder = tmp_path_factory.mktemp('data')
-  keys = {}
-  for seed, (split, count) in enumerate(
-    {'train': 40, 'validation': 9, 'test': 7}.items()
-  ):
-    source = examples(count, seed)
-    path = folder / f'{split}.jsonl'
-    path.write_text(
-      ''.join(
-        json.dumps({'text': e['text'].decode(), 'label': e['label']}) + '\n'
-        for e in (source[i] for i in range(count))
-      )
-    )
-    keys[f'data__{split}'] = str(path)
   return tiny_config(
-    **keys,
+    **write_examples(folder, train=40, validation=9, test=7),
     train__batch_size=8,
     train__eval_batch_size=8,
     train__num_steps=4,
@@ -128,14 +107,7 @@ def test_stopped_again_and_again_it_ends_in_the_same_bytes(
   config, finished, tmp_path, every
 ):
   folder, result, _ = finished
-  for _ in range(40):
-    try:
-      again, _ = train(config, tmp_path, StopAfter(every))
-      break
-    except errors.Preempted:
-      pass
-  else:
-    raise AssertionError('the run never came to its end')
+  again, _ = again_and_again(lambda stop: train(config, tmp_path, stop), every)
   assert again['state_sha256'] == result['state_sha256']
   assert again['pretrain'] == result['pretrain']
   for name in ('metrics.jsonl', 'pretrain/metrics.jsonl'):

@@ -16,8 +16,13 @@ from effformer import config_tracked, errors, pretrained
 from effformer.train import preemption, runs, session, starting
 from tests.pretrained.golden_test import folder_of
 from tests.subwords import save_tokenizer
-from tests.train.pretraining_test import StopAfter
-from tests.train.tiny_run import quiet_screen, tiny_config
+from tests.train.tiny_run import (
+  StopAfter,
+  again_and_again,
+  quiet_screen,
+  tiny_config,
+  write_rows,
+)
 
 # With the special tokens, the 31 of the tiny model.
 WORDS = tuple(f'w{number}' for number in range(27))
@@ -37,12 +42,13 @@ FACTS = {
 
 def write_texts(path, count, seed):
   rng = np.random.default_rng(seed)
-  rows = [
-    {'text': ' '.join(rng.choice(WORDS, 4)), 'label': n % 2}
-    for n in range(count)
-  ]
-  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  return str(path)
+  return write_rows(
+    path,
+    (
+      {'text': ' '.join(rng.choice(WORDS, 4)), 'label': n % 2}
+      for n in range(count)
+    ),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -135,14 +141,7 @@ def test_the_result_says_what_it_began_with(config, finished):
 def test_stopped_again_and_again_it_ends_in_the_same_bytes(
   config, finished, tmp_path, every
 ):
-  for _ in range(40):
-    try:
-      again, _ = train(config, tmp_path, StopAfter(every))
-      break
-    except errors.Preempted:
-      pass
-  else:
-    raise AssertionError('the run never came to its end')
+  again, _ = again_and_again(lambda stop: train(config, tmp_path, stop), every)
   assert again['state_sha256'] == finished[1]['state_sha256']
   assert again['start'] == finished[1]['start']
 

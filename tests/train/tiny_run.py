@@ -1,17 +1,21 @@
-"""A tiny run on generated text: config, data, task, stop, screen."""
+"""A tiny run on generated text: config, data, task, stops, screen."""
 
 import io
+import json
+import pathlib
 import random
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import ml_collections
 import rich.console
 
 from configs import common
-from effformer import data, tasks
+from effformer import data, errors, tasks
 from effformer.data import dataset as dataset_lib
 from effformer.models import build
 from effformer.tasks import classification
-from effformer.train import screen
+from effformer.train import preemption, screen
 
 LENGTH = 16
 WORDS = (b'good', b'bad', b'the', b'film')
@@ -57,6 +61,25 @@ def examples(count: int, seed: int) -> dataset_lib.MemorySource:
   return dataset_lib.MemorySource(rows)
 
 
+def write_rows(path: pathlib.Path, rows: Iterable[dict]) -> str:
+  """Writes one JSON object a line; the path, as a config has it."""
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return str(path)
+
+
+def write_examples(folder: pathlib.Path, **counts: int) -> dict[str, str]:
+  """Writes so many examples a split; the keys of `tiny_config` for them."""
+  keys = {}
+  for seed, (split, count) in enumerate(counts.items()):
+    source = examples(count, seed)
+    rows = (
+      {'text': e['text'].decode(), 'label': e['label']}
+      for e in (source[i] for i in range(count))
+    )
+    keys[f'data__{split}'] = write_rows(folder / f'{split}.jsonl', rows)
+  return keys
+
+
 def tiny_dataset() -> data.Dataset:
   splits = {
     'train': examples(20, 0),
@@ -93,6 +116,32 @@ class StopAt:
   def agree(self, step: int) -> bool:
     self.requested = step in self._steps
     return self.requested
+
+
+class StopAfter(preemption.Stop):
+  """A stop that is asked for at the n-th question."""
+
+  def __init__(self, questions: int):
+    super().__init__()
+    self._questions = questions
+
+  def agree(self, step: int) -> bool:
+    self._questions -= 1
+    if not self._questions:
+      self._requested, self._name = True, 'a test'
+    return self._requested
+
+
+def again_and_again(
+  start: Callable[[preemption.Stop], Any], questions: int
+) -> Any:
+  """What `start` gives in the end, stopped each time at the n-th question."""
+  for _ in range(40):
+    try:
+      return start(StopAfter(questions))
+    except errors.Preempted:
+      pass
+  raise AssertionError('it never came to its end')
 
 
 def quiet_screen() -> screen.Screen:

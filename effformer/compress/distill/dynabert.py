@@ -1,193 +1,113 @@
-"""One network of many widths (DynaBERT, Hou et al. 2020, 2004.04037).
+"""One network of many widths and depths.
 
-Heads, and columns of the feed-forward part, are sorted once by importance; a
-sub-network of width m has the first of them in every layer:
+DynaBERT (Hou et al. 2020, 2004.04037). Heads, and columns of the feed-forward
+part, are sorted once by importance (`prune.scores.taylor`); a sub-network of
+width m has the first of them in every layer:
 
     h = round(m H) heads, f = F h / H columns
 
-as their code has it. All sub-networks are trained together, each taught by the
-whole network as it was before, with
+and one of depth d of L layers those of numbers floor(i / d), i < round(d L),
+both as their code has it. All sub-networks are trained together, each taught by
+the whole network as it was before, with
 
     lambda_1 softCE(z_m, z) + lambda_2 sum_l MSE(h_m[l], h[l])
 
-Only for mechanisms whose heads are alike and apart from each other, with as
-many heads of keys and values as of queries.
+Only for mechanisms whose heads are apart from each other, with as many heads of
+keys and values as of queries.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from effformer import config as config_lib
+from effformer.compress import depth as depth_lib
+from effformer.compress import shrink, tensors
 from effformer.compress.distill import hidden, losses
 from effformer.compress.distill.capture import Captured
 from effformer.compress.distill.maps import LayerMap
+from effformer.compress.prune import units as units_lib
 from effformer.errors import ConfigError
-from effformer.models import encoder
-from effformer.models.block import LayerConfig
-from effformer.models.trunk import Trunk
+from effformer.models import build, encoder
 from effformer.shapes import Array
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
-MECHANISMS = ('full', 'local', 'linear')
-# Which axis of a parameter is that of the heads, or of the columns.
-_HEAD_AXES = {
-  **{f'{name}/kernel': 1 for name in ('query', 'key', 'value')},
-  **{f'{name}/bias': 0 for name in ('query', 'key', 'value')},
-  'out/kernel': 0,
-  'relative_bias': 0,
-}
-_COLUMN_AXES = {'in/kernel': 1, 'in/bias': 0, 'out/kernel': 0}
-
-
-class Importance(NamedTuple):
-  """How much heads and columns of one layer matter.
-
-  Attributes:
-    heads_H, columns_F: at least 0.
-  """
-
-  heads_H: Array
-  columns_F: Array
-
-
-class _Sizes(NamedTuple):
-  """How many heads and columns a layer has."""
-
-  heads_H: int
-  columns_F: int
-
-
-def importance(module: Trunk, params: Any, grads: Any) -> dict[str, Importance]:
-  """How much a loss depends on each head and column, to first order.
-
-      head     |dL / d m_h| = |<W_o[h], dL/dW_o[h]>| at m = 1, where y is
-               sum_h m_h o_h W_o[h] (Michel et al. 2019, 1905.10650)
-      column   |<w_1, dw_1> + b_1 db_1| + |<w_2, dw_2>|, as DynaBERT's code
-
-  Add those of several batches with `jax.tree.map(jnp.add, a, b)`.
-
-  Args:
-    module: the network.
-    params: its parameters.
-    grads: gradients of the loss of one batch.
-
-  Returns:
-    By the name of a layer, 'layer_0'; layers of a share group are one.
-
-  Raises:
-    ConfigError: heads of a layer cannot be told apart.
-  """
-  check(module.layers)
-  found = {}
-  for name in dict.fromkeys(encoder.layer_names(module.layers)):
-    product = jax.tree.map(
-      lambda w, g: w * g, params['encoder'][name], grads['encoder'][name]
-    )
-    first, second = product['mlp']['in'], product['mlp']['out']
-    found[name] = Importance(
-      jnp.abs(product['mixer']['out']['kernel'].sum(axis=(1, 2))),
-      jnp.abs(first['kernel'].sum(axis=0) + first['bias'])
-      + jnp.abs(second['kernel'].sum(axis=1)),
-    )
-  return found
+KINDS = ('head', 'mlp')
 
 
 def sort(
-  module: Trunk, params: Any, found: Mapping[str, Importance]
-) -> dict[str, Any]:
-  """Parameters of the same function, the most important heads first.
+  config: ml_collections.ConfigDict, params: Any, scores: Mapping[str, Array]
+) -> Any:
+  """Parameters of the same function, the most important units first.
 
   What is as important as another keeps its place behind it.
 
   Args:
-    module: the network.
+    config: of the network.
     params: its parameters.
-    found: of every layer; see `importance`.
-  """
-  check(module.layers)
-
-  def pick(name, part, x, axis):
-    order = np.argsort(-np.asarray(getattr(found[name], part)), stable=True)
-    return jnp.take(x, order, axis=axis)
-
-  return _picked(module.layers, params, pick)
-
-
-def narrow(module: Trunk, params: Any, width: float) -> dict[str, Any]:
-  """Parameters of the sub-network of a width, the first ones of each layer.
-
-  A slice, through which gradients go back to the whole.
-
-  Args:
-    module: the whole network.
-    params: its parameters, sorted.
-    width: m, in (0, 1].
+    scores: of the units of `KINDS`, such as `prune.scores.taylor` gives.
 
   Raises:
-    ConfigError: there is no such width, or heads cannot be told apart.
+    ConfigError: heads cannot be told apart, or scores are of another network.
   """
-  check(module.layers)
-  names = encoder.layer_names(module.layers)
-  sizes = {
-    name: _sizes(layer, width)
-    for name, layer in zip(names, module.layers, strict=True)
-  }
-
-  def pick(name, part, x, axis):
-    return jax.lax.slice_in_dim(x, 0, getattr(sizes[name], part), axis=axis)
-
-  return _picked(module.layers, params, pick)
+  units = _units(config, params)
+  units_lib.check(scores, units)
+  flat = dict(tensors.flatten(params))
+  for name, score in scores.items():
+    order = np.argsort(-np.asarray(score), stable=True)
+    units_lib.take(flat, units[name].parts, order)
+  return flax.traverse_util.unflatten_dict(flat, sep='/')
 
 
-def narrow_module(module: Trunk, width: float) -> Trunk:
-  """The network that takes the parameters of `narrow`."""
-  check(module.layers)
-  layers = []
-  for layer in module.layers:
-    sizes = _sizes(layer, width)
-    settings = {
-      **dict(layer.settings),
-      'num_heads': sizes.heads_H,
-      'head_width': _head_width(module, layer),
-    }
-    layers.append(
-      dataclasses.replace(
-        layer,
-        settings=tuple(sorted(settings.items())),
-        mlp_width=sizes.columns_F,
-      )
-    )
-  return dataclasses.replace(module, layers=tuple(layers))
+def narrow(
+  config: ml_collections.ConfigDict,
+  params: Any,
+  width: float,
+  depth: float = 1.0,
+) -> tuple[ml_collections.ConfigDict, Any]:
+  """The sub-network of a width and a depth: its config and parameters.
 
-
-def narrow_config(
-  config: ml_collections.ConfigDict, module: Trunk, width: float
-) -> ml_collections.ConfigDict:
-  """The config of the sub-network: num_heads, head_width, mlp_width a layer.
+  The parameters are slices of the whole ones, through which gradients go back;
+  the config is the same whatever they are, so that under `jax.jit` the network
+  may be built of it.
 
   Args:
-    config: of the whole network; what else `model.layers` says stays.
-    module: the whole network.
-    width: m.
+    config: of the whole network.
+    params: its parameters, sorted.
+    width: m, in (0, 1].
+    depth: d, in (0, 1].
+
+  Raises:
+    ConfigError: there is no such width or depth, or heads cannot be told apart.
   """
-  check(module.layers)
-  facts = {name: row.to_dict() for name, row in config.model.layers.items()}
-  for index, layer in enumerate(module.layers):
-    sizes = _sizes(layer, width)
-    facts[str(index)] = {
-      **facts.get(str(index), {}),
-      'num_heads': sizes.heads_H,
-      'head_width': _head_width(module, layer),
-      'mlp_width': sizes.columns_F,
-    }
-  return config_lib.changed(config, {'model.layers': facts})
+  _check_share('width', width)
+  units = _units(config, params)
+  masks = {}
+  for name, own in units.items():
+    (whole,) = units[name.rpartition(':')[0] + ':head'].shape
+    num_heads = max(round(whole * width), 1)
+    count = max(own.shape[0] * num_heads // whole, 1)
+    masks[name] = np.arange(own.shape[0]) < count
+  config, params = shrink.shrink(config, params, masks)
+  kept = kept_layers(config.model.num_layers, depth)
+  return depth_lib.drop_layers(config, params, kept)
+
+
+def kept_layers(num_layers: int, depth: float) -> tuple[int, ...]:
+  """The layers of a depth, of `maps.layer_map('kept', ...)` too.
+
+  Args:
+    num_layers: L.
+    depth: d, in (0, 1].
+
+  Raises:
+    ConfigError: there is no such depth.
+  """
+  _check_share('depth', depth)
+  count = max(round(num_layers * depth), 1)
+  return tuple(int(i / depth) for i in range(count))
 
 
 def loss(
@@ -223,61 +143,24 @@ def loss(
   return value_B
 
 
-def check(layers: tuple[LayerConfig, ...]) -> None:
-  """Raises ConfigError for layers of which heads cannot be taken apart."""
-  for index, layer in enumerate(layers):
-    settings = dict(layer.settings)
-    reason = ''
-    if layer.mixer not in MECHANISMS:
-      reason = f'{layer.mixer} may have heads that differ'
-    elif settings.get('relative_bias') == 'alibi':
-      reason = 'the slopes of alibi belong to the places of the heads'
-    elif layer.mlp_rank:
-      reason = 'its feed-forward part is of low rank'
-    elif settings.get('num_kv_heads') is not None:
-      reason = 'its heads of keys and values have a number of their own'
-    if reason:
+def _units(config, params):
+  """The units of `KINDS`, which every layer has to have."""
+  layers, flat = build.layer_configs(config), tensors.flatten(params)
+  found = {}
+  for index, name in enumerate(encoder.layer_names(layers)):
+    place, layer = f'encoder/{name}', layers[index]
+    own = units_lib.in_block(flat, place, layer, config.model.norm_order)
+    if own['head'] is None or own['kv_group'] is not None:
       raise ConfigError(
-        f'layer {index} has no sub-networks of fewer heads: {reason}.\n'
-        f'Those that have are {", ".join(MECHANISMS)}, without alibi, '
-        'num_kv_heads and mlp_rank.'
+        f'layer {index}, {layer.mixer}, has no sub-networks of fewer heads.\n'
+        f'Those that have are {", ".join(units_lib.SEPARATE_HEADS)}, without '
+        'alibi and split_heads, with as many heads of keys and values as of '
+        'queries.'
       )
+    found |= {f'{place}:{kind}': own[kind] for kind in KINDS}
+  return found
 
 
-def _sizes(layer, width) -> _Sizes:
-  if not 0 < width <= 1:
-    raise ConfigError(f'a width is above 0 and at most 1, not {width}.')
-  whole = _num_heads(layer)
-  num_heads = max(round(whole * width), 1)
-  return _Sizes(num_heads, max(layer.mlp_width * num_heads // whole, 1))
-
-
-def _num_heads(layer):
-  # The default of all mechanisms with heads.
-  return dict(layer.settings).get('num_heads', 4)
-
-
-def _head_width(module, layer):
-  own = dict(layer.settings).get('head_width')
-  return module.width // _num_heads(layer) if own is None else own
-
-
-def _picked(layers, params, pick) -> dict[str, Any]:
-  """Parameters of which `pick(layer's name, part, x, axis)` takes a share."""
-  blocks = dict(params['encoder'])
-  for name in dict.fromkeys(encoder.layer_names(layers)):
-    block = dict(blocks[name])
-    for room, part, axes in (
-      ('mixer', 'heads_H', _HEAD_AXES),
-      ('mlp', 'columns_F', _COLUMN_AXES),
-    ):
-      flat = flax.traverse_util.flatten_dict(block[room], sep='/')
-      block[room] = flax.traverse_util.unflatten_dict(
-        {
-          path: pick(name, part, x, axes[path]) if path in axes else x
-          for path, x in flat.items()
-        },
-        sep='/',
-      )
-    blocks[name] = block
-  return {**params, 'encoder': blocks}
+def _check_share(what, value):
+  if not 0 < value <= 1:
+    raise ConfigError(f'a {what} is above 0 and at most 1, not {value}.')

@@ -191,6 +191,27 @@ def total(x: Array, part: Part) -> Array:
   return rows.reshape(rows.shape[0] // part.width, -1).sum(axis=1)
 
 
+def take(
+  flat: dict[str, Array], parts: Sequence[Part], index: np.ndarray
+) -> None:
+  """Keeps of these parameters what the units of these numbers have, in order.
+
+  Args:
+    flat: parameters by path, of which the parts are replaced; they may be
+      traced.
+    parts: those with an axis.
+    index: numbers of units.
+  """
+  # A slice where it can be one: in a program that is cheaper than a gather.
+  is_first = np.array_equal(index, np.arange(len(index)))
+  for part in parts:
+    entries = slice(len(index) * part.width)
+    if not is_first:
+      own = np.asarray(index)[:, None] * part.width + np.arange(part.width)
+      entries = own.ravel()
+    flat[part.path] = flat[part.path][(slice(None),) * part.axis + (entries,)]
+
+
 def embedding(flat: Mapping[str, Array]) -> Units | None:
   """Rows of the table of tokens, with what a head has of each token."""
   table = 'embedding/embedding'

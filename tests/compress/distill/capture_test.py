@@ -23,6 +23,7 @@ from tests.compress.networks import (
   K,
   T,
   batch_of,
+  entering,
   layer,
   network,
 )
@@ -107,7 +108,7 @@ def test_gradients_go_through_what_is_captured():
 
   def by_hand(module, params):
     """Layer by layer, with the mixer taken out of its block."""
-    x_BTD, tokens = module.apply({'params': params}, *BATCH, method='embedded')
+    x_BTD, tokens = entering(module, params, *BATCH)
     states, mixers = [x_BTD], []
     for index, kind in enumerate(module.layers):
       block, own = Block(kind), params['encoder'][f'layer_{index}']
@@ -137,7 +138,7 @@ def test_gradients_go_through_what_is_captured():
 def test_states_are_what_goes_from_layer_to_layer():
   module, params = network(HYBRID, 'embedder', norm_order='post')
   seen = capture(module, params, *BATCH)
-  x_BTD, tokens = module.apply({'params': params}, *BATCH, method='embedded')
+  x_BTD, tokens = entering(module, params, *BATCH)
   np.testing.assert_array_equal(seen.states[0], x_BTD)
   np.testing.assert_array_equal(seen.keep_BT, tokens.keep_BT)
   for number in (1, 2):

@@ -10,35 +10,39 @@ import pytest
 from effformer import config as config_lib
 from effformer.compress.distill import dynabert, hidden, losses, maps
 from effformer.compress.distill.capture import Captured, capture
+from effformer.compress.prune import scores
+from effformer.compress.prune import units as units_lib
 from effformer.errors import ConfigError
 from effformer.models import build
 from tests import slow
-from tests.compress.networks import (
-  BATCH,
-  B,
-  C,
-  D,
-  F,
-  K,
-  T,
-  batch_of,
-  layer,
-  network,
-)
+from tests.compress.networks import BATCH, B, C, D, K, T, Y, batch_of
+from tests.models.parameters import random_variables
 
 # Many models are compiled.
 pytestmark = pytest.mark.slow
 
-HEADS = 4
-LAYERS = (
-  layer(num_heads=HEADS, relative_bias='t5', use_bias=True, mlp_width=12),
-  layer('linear', num_heads=HEADS, mlp_width=20),
-  layer('local', num_heads=HEADS, window=3, mlp_width=12, share='a'),
-  layer('local', num_heads=HEADS, window=3, mlp_width=12, share='a'),
-)  # fmt: skip
-
+HEADS, COLUMNS = 4, (12, 20, 12)
+CONFIG = config_lib.neutral({
+  'model.width': D, 'model.num_heads': HEADS, 'model.num_layers': 4,
+  'model.attention_bias': True, 'mixer.form': 'dense', 'data.max_length': 9,
+  'model.layers': {
+    '0': {'relative_bias': 't5', 'mlp_width': 12, 'head_width': K},
+    '1': {'mixer': 'linear', 'mlp_width': 20},
+    **{
+      index: {'mixer': 'local', 'window': 3, 'mlp_width': 12, 'share': 'a'}
+      for index in '23'
+    },
+  },
+})  # fmt: skip
 NAMES = ('layer_0', 'layer_1', 'shared_a')
-MODULE, PARAMS = network(LAYERS)
+
+
+def module_of(config):
+  return build.sequence_classifier(config, Y, C)
+
+
+MODULE = module_of(CONFIG)
+PARAMS = random_variables(MODULE, *BATCH)['params']
 
 
 @jax.jit
@@ -46,22 +50,24 @@ def logits(params):
   return MODULE.apply({'params': params}, *BATCH)
 
 
-def random_importance():
-  rng = np.random.default_rng(0)
+def scores_of(heads, columns):
+  """Scores from those of heads, and from numbers of columns."""
   return {
-    name: dynabert.Importance(
-      rng.permutation([3.0, 1.0, 0.0, 2.0]), rng.random(columns)
-    )
-    for name, columns in zip(NAMES, (12, 20, 12), strict=True)
+    f'encoder/{name}:{kind}': x
+    for name, count in zip(NAMES, COLUMNS, strict=True)
+    for kind, x in (('head', heads()), ('mlp', columns(count)))
   }
 
 
 def test_sorting_changes_no_function():
-  found = random_importance()
-  params = dynabert.sort(MODULE, PARAMS, found)
+  rng = np.random.default_rng(0)
+  found = scores_of(lambda: rng.permutation([3.0, 1.0, 0.0, 2.0]), rng.random)
+  params = dynabert.sort(CONFIG, PARAMS, found)
   np.testing.assert_allclose(logits(params), logits(PARAMS), atol=1e-5)
   for name in NAMES:
-    order_H, order_F = (np.argsort(-x) for x in found[name])
+    order_H, order_F = (
+      np.argsort(-found[f'encoder/{name}:{kind}']) for kind in dynabert.KINDS
+    )
     before, after = PARAMS['encoder'][name], params['encoder'][name]
     for part in ('query', 'key', 'value'):
       np.testing.assert_array_equal(
@@ -73,16 +79,13 @@ def test_sorting_changes_no_function():
     )
     assert (order_H != np.arange(HEADS)).any()
   # What is not of heads and columns is the same.
-  assert params['head_out'] is PARAMS['head_out']
+  assert params['head_out']['kernel'] is PARAMS['head_out']['kernel']
   assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
 
 
 def test_equals_keep_their_order():
-  found = {
-    name: dynabert.Importance(np.zeros(HEADS), np.arange(columns) % 2)
-    for name, columns in zip(NAMES, (12, 20, 12), strict=True)
-  }
-  params = dynabert.sort(MODULE, PARAMS, found)
+  found = scores_of(lambda: np.zeros(HEADS), lambda count: np.arange(count) % 2)
+  params = dynabert.sort(CONFIG, PARAMS, found)
   for name in NAMES:
     before, after = PARAMS['encoder'][name], params['encoder'][name]
     jax.tree.map(np.testing.assert_array_equal, after['mixer'], before['mixer'])
@@ -110,15 +113,15 @@ def masked(params, num_heads):
   slow.after(1, zip(dynabert.WIDTHS, (1, 2, 3, 4), strict=True)),
 )
 def test_a_sub_network_is_the_whole_one_under_a_mask(width, num_heads):
-  module = dynabert.narrow_module(MODULE, width)
-  params = dynabert.narrow(MODULE, PARAMS, width)
+  config, params = dynabert.narrow(CONFIG, PARAMS, width)
+  module = module_of(config)
   shapes = jax.eval_shape(
     lambda: module.init(jax.random.key(0), *BATCH)['params']
   )
   jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), params,
                shapes)  # fmt: skip
   kernel = params['encoder']['layer_1']['mixer']['query']['kernel']
-  assert kernel.shape == (D, num_heads, K)
+  assert kernel.shape == (D, num_heads, D // HEADS)
   assert params['encoder']['layer_1']['mlp']['in']['bias'].shape == (
     20 * num_heads // HEADS,
   )
@@ -129,11 +132,12 @@ def test_a_sub_network_is_the_whole_one_under_a_mask(width, num_heads):
 
 
 def test_gradients_reach_the_whole():
-  module = dynabert.narrow_module(MODULE, 0.5)
+  """And the network is built where the parameters are traced."""
 
   def of_slice(params):
-    own = dynabert.narrow(MODULE, params, 0.5)
-    return jnp.square(module.apply({'params': own}, *BATCH)).sum()
+    config, own = dynabert.narrow(CONFIG, params, 0.5)
+    output = module_of(config).apply({'params': own}, *BATCH)
+    return jnp.square(output).sum()
 
   def of_mask(params):
     keep = jax.tree.map(lambda a, b: (a == b) * 1.0, masked(PARAMS, 2), PARAMS)
@@ -151,132 +155,95 @@ def test_gradients_reach_the_whole():
   assert np.abs(first[:, :2]).max() > 0.01
 
 
-def loss_of(params):
-  return jnp.square(MODULE.apply({'params': params}, *BATCH)).sum()
-
-
-def test_importance_is_the_slope_of_a_mask():
-  """Of a head as a factor of its output, of a column of its two halves."""
-  grads = jax.jit(jax.grad(loss_of))(PARAMS)
-  found = dynabert.importance(MODULE, PARAMS, grads)
-  assert list(found) == list(NAMES)
-
-  def scaled(masks):
-    blocks = dict(PARAMS['encoder'])
-    for name, (heads_H, first_F, second_F) in masks.items():
-      block = dict(blocks[name])
-      out = block['mixer']['out']
-      block['mixer'] = {
-        **block['mixer'],
-        'out': {**out, 'kernel': out['kernel'] * heads_H[:, None, None]},
-      }
-      first, second = block['mlp']['in'], block['mlp']['out']
-      block['mlp'] = {
-        'in': {
-          'kernel': first['kernel'] * first_F[None],
-          'bias': first['bias'] * first_F,
-        },
-        'out': {**second, 'kernel': second['kernel'] * second_F[:, None]},
-      }
-      blocks[name] = block
-    return loss_of({**PARAMS, 'encoder': blocks})
-
-  masks = {
-    name: (np.ones(HEADS, 'f4'), *(np.ones(len(x.columns_F), 'f4'),) * 2)
-    for name, x in found.items()
-  }
-  slopes = jax.jit(jax.grad(scaled))(masks)
-  for name, (heads_H, first_F, second_F) in slopes.items():
-    np.testing.assert_allclose(
-      found[name].heads_H, np.abs(heads_H), rtol=1e-3, atol=1e-5
-    )
-    np.testing.assert_allclose(
-      found[name].columns_F,
-      np.abs(first_F) + np.abs(second_F),
-      rtol=1e-3,
-      atol=1e-5,
-    )
-    assert found[name].heads_H.max() > 1e-3
-
-
 def test_sorted_by_importance_the_narrow_network_is_nearer():
   """Heads that say nothing are found, wherever they are."""
-  params = masked(PARAMS, 2)
-  turned = {
-    name: dynabert.Importance(np.arange(HEADS), np.arange(columns))
-    for name, columns in zip(NAMES, (12, 20, 12), strict=True)
-  }
   # Those that speak come last.
-  params = dynabert.sort(MODULE, params, turned)
-  grads = jax.jit(jax.grad(loss_of))(params)
-  found = dynabert.importance(MODULE, params, grads)
-  again = dynabert.sort(MODULE, params, found)
-  module = dynabert.narrow_module(MODULE, 0.5)
-  own, other = (
-    module.apply({'params': dynabert.narrow(MODULE, p, 0.5)}, *BATCH)
-    for p in (again, params)
-  )
+  turned = scores_of(lambda: np.arange(HEADS), np.arange)
+  params = dynabert.sort(CONFIG, masked(PARAMS, 2), turned)
+
+  def loss(params, batch):
+    return jnp.square(MODULE.apply({'params': params}, *batch)).sum()
+
+  units = units_lib.of(CONFIG, params, dynabert.KINDS)
+  found = scores.taylor(loss, params, [BATCH], units)
+  again = dynabert.sort(CONFIG, params, found)
+  config, own = dynabert.narrow(CONFIG, again, 0.5)
+  _, other = dynabert.narrow(CONFIG, params, 0.5)
+  apply = jax.jit(lambda p: module_of(config).apply({'params': p}, *BATCH))
   whole_BC = logits(params)
-  np.testing.assert_allclose(own, whole_BC, atol=1e-5)
-  assert np.abs(other - whole_BC).max() > 0.01
+  np.testing.assert_allclose(apply(own), whole_BC, atol=1e-5)
+  assert np.abs(apply(other) - whole_BC).max() > 0.01
 
 
 def test_the_config_of_a_sub_network():
-  values = {
-    'model.width': 12, 'model.num_heads': HEADS, 'model.mlp_width': F,
-    'model.num_layers': 2,
-    'model.layers': {'1': {'mlp_width': 20, 'mixer': 'local', 'window': 3}},
+  config, _ = dynabert.narrow(CONFIG, PARAMS, 0.5)
+  own = {'num_heads': 2, 'head_width': 3}
+  shared = {'mixer': 'local', 'window': 3, 'share': 'a', **own, 'mlp_width': 6}
+  assert config.model.layers.to_dict() == {
+    '0': {'relative_bias': 't5', **own, 'head_width': K, 'mlp_width': 6},
+    '1': {'mixer': 'linear', **own, 'mlp_width': 10},
+    '2': shared, '3': shared,
   }  # fmt: skip
-  config = config_lib.neutral(values)
-  module = build.sequence_classifier(config, 11, C)
-  narrow = dynabert.narrow_config(config, module, 0.5)
-  assert narrow.model.layers.to_dict() == {
-    '0': {'num_heads': 2, 'head_width': 3, 'mlp_width': 5},
-    '1': {
-      'num_heads': 2, 'head_width': 3, 'mlp_width': 10,
-      'mixer': 'local', 'window': 3,
-    },
-  }  # fmt: skip
-  assert config.model.layers.to_dict() == values['model.layers']
-  # The same as the network has that is made of the network.
-  for row, kind in zip(
-    narrow.model.layers.values(),
-    dynabert.narrow_module(module, 0.5).layers,
-    strict=True,
-  ):
-    settings = {
-      **dict(kind.settings),
-      'mlp_width': kind.mlp_width,
-      'mixer': kind.mixer,
-    }
-    assert {name: settings[name] for name in row} == row.to_dict()
+  assert dynabert.narrow(CONFIG, PARAMS, 1.0)[0] == CONFIG
 
 
-def test_widths_of_few_heads_are_rounded_and_never_none():
-  # Heads have their share of the width, unless it is said.
-  kind = layer(num_heads=3, head_width=None, mlp_width=10)
-  module, params = network([kind])
-  for width, num_heads, columns in (
-    (0.1, 1, 3), (0.5, 2, 6), (0.75, 2, 6), (1.0, 3, 10)
-  ):  # fmt: skip
-    own = dynabert.narrow_module(module, width).layers[0]
-    assert dict(own.settings)['num_heads'] == num_heads
-    assert dict(own.settings)['head_width'] == 4
-    assert own.mlp_width == columns
-    block = dynabert.narrow(module, params, width)['encoder']['layer_0']
-    assert block['mlp']['in']['kernel'].shape == (D, columns)
+@pytest.mark.parametrize(
+  ('width', 'num_heads', 'columns'),
+  [(0.1, 1, 3), (0.5, 2, 6), (0.75, 2, 6), (1.0, 3, 10)],
+)
+def test_widths_of_few_heads_are_rounded_and_never_none(
+  width, num_heads, columns
+):
+  config = config_lib.neutral({
+    'model.width': D, 'model.num_heads': 3, 'model.mlp_width': 10,
+    'model.num_layers': 1,
+  })  # fmt: skip
+  params = random_variables(module_of(config), *BATCH)['params']
+  block = dynabert.narrow(config, params, width)[1]['encoder']['layer_0']
+  assert block['mlp']['in']['kernel'].shape == (D, columns)
+  assert block['mixer']['query']['kernel'].shape == (D, num_heads, 4)
+
+
+@pytest.mark.parametrize(
+  ('number', 'depth', 'kept'),
+  [
+    (12, 0.5, (0, 2, 4, 6, 8, 10)),
+    (12, 0.75, (0, 1, 2, 4, 5, 6, 8, 9, 10)),
+    (6, 0.5, (0, 2, 4)), (3, 1.0, (0, 1, 2)), (3, 0.1, (0,)),
+  ],
+)  # fmt: skip
+def test_layers_of_a_depth(number, depth, kept):
+  assert dynabert.kept_layers(number, depth) == kept
+
+
+def test_a_sub_network_of_fewer_layers():
+  config, params = dynabert.narrow(CONFIG, PARAMS, 0.5, 0.75)
+  _, whole = dynabert.narrow(CONFIG, PARAMS, 0.5)
+  assert dynabert.kept_layers(4, 0.75) == (0, 1, 2)
+  assert config.model.num_layers == 3
+  jax.tree.map(np.testing.assert_array_equal, params, whole)
+  short = dataclasses.replace(module_of(config), layers=MODULE.layers[:3])
+  y_BC = module_of(config).apply({'params': params}, *BATCH)
+  np.testing.assert_allclose(
+    y_BC, short.apply({'params': masked(PARAMS, 2)}, *BATCH), atol=1e-5
+  )
 
 
 @pytest.mark.parametrize('kind', ['classifier', 'pair_classifier'])
 def test_the_loss(kind):
-  module, params = network(LAYERS[:2], kind)
-  batch = batch_of(kind)
-  teacher = capture(module, params, *batch)
-  student = capture(
-    dynabert.narrow_module(module, 0.5),
-    dynabert.narrow(module, params, 0.5),
-    *batch,
+  config = config_lib.changed(
+    CONFIG,
+    {
+      'model.num_layers': 2,
+      'model.layers': {'1': {'mixer': 'linear', 'mlp_width': 20}},
+    },
   )
+  batch = batch_of(kind)
+  module = build.of_kind(kind, config, Y, C)
+  params = random_variables(module, *batch)['params']
+  teacher = capture(module, params, *batch)
+  config, params = dynabert.narrow(config, params, 0.5)
+  student = capture(build.of_kind(kind, config, Y, C), params, *batch)
   layers = maps.layer_map('first', 2, 2)
   value_B = dynabert.loss(student, teacher, layers, lambda1=2.0, lambda2=0.3)
   expected_B = 2.0 * losses.soft_cross_entropy(student.output, teacher.output)
@@ -309,31 +276,37 @@ def test_what_the_loss_cannot_take():
 
 
 @pytest.mark.parametrize(
-  ('kind', 'message'),
+  'row',
   [
-    (layer('performer'), 'layer 1 .* performer may have heads that differ'),
-    (layer('fnet'), 'fnet may have heads'),
-    (layer(relative_bias='alibi'), 'slopes of alibi'),
-    (layer(num_heads=4, num_kv_heads=2), 'keys and values have a number'),
-    (
-      dataclasses.replace(layer(), mlp_rank=3),
-      'feed-forward part is of low rank',
-    ),
+    {'mixer': 'performer'}, {'mixer': 'fnet'}, {'relative_bias': 'alibi'},
+    {'num_kv_heads': 2},
   ],
-)
-def test_networks_without_sub_networks(kind, message):
-  module = dataclasses.replace(MODULE, layers=(LAYERS[0], kind))
+  ids=str,
+)  # fmt: skip
+def test_networks_without_sub_networks(row):
+  config = config_lib.changed(
+    CONFIG, {'model.num_layers': 2, 'model.layers': {'1': row}}
+  )
+  params = random_variables(module_of(config), *BATCH)['params']
   for call in (
-    lambda: dynabert.importance(module, {}, {}),
-    lambda: dynabert.sort(module, {}, {}),
-    lambda: dynabert.narrow(module, {}, 0.5),
-    lambda: dynabert.narrow_module(module, 0.5),
+    lambda: dynabert.sort(config, params, {}),
+    lambda: dynabert.narrow(config, params, 0.5),
   ):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(
+      ConfigError, match=r'layer 1, .* no sub-networks of few'
+    ):
       call()
 
 
-@pytest.mark.parametrize('width', [0.0, 1.5, -1.0])
-def test_what_is_no_width(width):
-  with pytest.raises(ConfigError, match=f'at most 1, not {width}'):
-    dynabert.narrow(MODULE, PARAMS, width)
+@pytest.mark.parametrize('share', [0.0, 1.5, -1.0])
+def test_what_is_no_width_or_depth(share):
+  for name, shares in (('width', (share,)), ('depth', (1.0, share))):
+    with pytest.raises(
+      ConfigError, match=f'a {name} .* at most 1, not {share}'
+    ):
+      dynabert.narrow(CONFIG, PARAMS, *shares)
+
+
+def test_scores_of_another_network():
+  with pytest.raises(ConfigError, match='layer_7:head, which is not among'):
+    dynabert.sort(CONFIG, PARAMS, {'encoder/layer_7:head': np.ones(HEADS)})

@@ -1,6 +1,7 @@
 """Units: which there are, and that each is what it says."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -73,6 +74,21 @@ def test_spreading_a_number_of_each_unit(part, shape, expected):
   x = np.random.default_rng(0).normal(size=shape)
   by_hand = [x[np.array(expected) == u].sum() for u in range(3)]
   np.testing.assert_allclose(units_lib.total(x, part), by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize('index', [[2, 0], [0, 1]])
+@pytest.mark.parametrize('array', [np.asarray, jnp.asarray])
+def test_what_units_have_is_taken_in_their_order(array, index):
+  flat = {
+    'a': array(np.arange(24).reshape(2, 6, 2)), 'b': array(np.arange(3)),
+    'c': array(np.arange(3)),
+  }  # fmt: skip
+  before = dict(flat)
+  units_lib.take(flat, (Part('a', 1, 2), Part('b', 0)), np.array(index))
+  rows = [2 * unit + place for unit in index for place in (0, 1)]
+  np.testing.assert_array_equal(flat['a'], before['a'][:, np.array(rows)])
+  np.testing.assert_array_equal(flat['b'], index)
+  assert flat['c'] is before['c']
 
 
 def test_all_of_an_array_is_of_the_only_unit():
