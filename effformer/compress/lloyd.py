@@ -7,8 +7,7 @@ a small squared error (equation 2), with weights h where some count more,
     sum_i h_i (w_i - c_v(i))^2,      v(i) = argmin_v |w_i - c_v|
 
 Lloyd's algorithm starts with values that are evenly spaced from the least to
-the greatest (`linear`, which kept most in section 5.2 of the paper), and takes
-turns:
+the greatest ('linear', which did best in the paper), and takes turns:
 
     c_v = sum_{i: v(i) = v} h_i w_i / sum_{i: v(i) = v} h_i
 
