@@ -130,6 +130,19 @@ def test_the_least_error_is_found_where_clusters_are_apart():
   assert np.all(found >= np.multiply(least, 1 - 1e-6))
 
 
+def test_a_number_in_the_middle_goes_to_the_lower_value():
+  found_V1 = lloyd.codebook(np.array([[0], [1], [4], [8]], 'f4'), 1)
+  np.testing.assert_allclose(np.ravel(found_V1), [5 / 3, 8], rtol=1e-6)
+
+
+def test_the_mean_of_equal_numbers_is_that_number():
+  """Their sum has other last bits, and would leave its range."""
+  low_1N = np.random.default_rng(0).uniform(1, 2, size=(1, 40)).astype('f4')
+  w_TN = np.concatenate([np.repeat(low_1N, 11, axis=0), low_1N + 8, low_1N + 9])
+  found_VN = lloyd.codebook(w_TN, 1)
+  np.testing.assert_array_equal(found_VN[:1], low_1N)
+
+
 def test_weights_are_repetitions():
   rng = np.random.default_rng(0)
   times_T = rng.integers(0, 4, T)
