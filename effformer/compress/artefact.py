@@ -24,7 +24,7 @@ import safetensors.numpy
 import effformer
 from effformer import config as config_lib
 from effformer.compress import packing, tensors
-from effformer.compress.grid import Grid, num_groups
+from effformer.compress.grid import Grid, scales_shape
 from effformer.compress.tensors import QTensor
 from effformer.errors import CheckpointError
 from effformer.models import build
@@ -222,9 +222,9 @@ def _unpacked_tensor(
 ) -> QTensor:
   scale = arrays[f'{path}{_PART}scale']
   matrix = tensors.matrix_shape(path, shape)
-  if scale.shape != num_groups(matrix, grid):
+  if scale.shape != scales_shape(matrix, grid):
     raise ValueError(
-      f'{path}: scales {scale.shape}, not {num_groups(matrix, grid)}'
+      f'{path}: scales {scale.shape}, not {scales_shape(matrix, grid)}'
     )
   codes = packing.unpack(
     arrays[f'{path}{_PART}codes'], grid.bits, grid.low, matrix, grid.stride

@@ -80,7 +80,8 @@ def gptq(
   starts = jnp.arange(0, k + rest, length)
   _, (codes_GTN, found) = jax.lax.scan(tile, w_KN, starts)
   codes_KN = codes_GTN.reshape(-1, n)[:k]
-  return codes_KN, Scales(*(x[:, 0] for x in found))
+  # One row for each tile, or the rows of a codebook.
+  return codes_KN, Scales(*(x.reshape(-1, x.shape[-1]) for x in found))
 
 
 def inverse_factor(gram_KK: Array, damp: float) -> Array:

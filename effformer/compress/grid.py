@@ -28,9 +28,12 @@ the mean of those |W| that are above d:
 
     code = 1 where W >= 0, else -1
 
+'kmeans', 1 to 8 bits (Han et al. 2016, 1510.00149): W' = c_code, the nearest of
+2^b values c of a codebook, see `lloyd`. It stands where scales do.
+
 Scales are of groups of a matrix [k, n], n being outputs (channels): the whole
-matrix, each channel, or `tile` inputs of each channel. A group of zeros has
-scale 1, with rule 'sign' 0.
+matrix, each channel, or `tile` inputs of each channel; of codebooks there are
+no tiles. A group of zeros has scale 1, with rule 'sign' 0.
 """
 
 import dataclasses
@@ -41,6 +44,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from effformer.compress import lloyd
 from effformer.shapes import Array
 
 GROUPS = ('tensor', 'channel', 'tile')
@@ -51,6 +55,7 @@ RULES = {
   'ternary': range(2, 3),
   'absmean': range(2, 3),
   'sign': range(1, 2),
+  'kmeans': range(1, 9),
 }
 # Shares of the range that a search of the clipping point tries.
 CLIP_STEPS = 21
@@ -69,7 +74,8 @@ class Grid:
     group: 'tensor', 'channel' or 'tile': what shares a scale.
     tile: inputs of a tile; 0 unless `group` is 'tile'. The last tile of a
       channel may be shorter.
-    symmetric: whether the grid is symmetric about 0, and so has no zero point.
+    symmetric: whether the grid is symmetric about 0, and so has no zero point;
+      a codebook has none either.
     rule: key of `RULES`; see the module. Only those of the range, 'extremes'
       and 'clip', can be asymmetric.
   """
@@ -93,7 +99,7 @@ class Grid:
       )
     if not self.symmetric and self.rule not in ('extremes', 'clip'):
       raise ValueError(
-        f'rule={self.rule!r} is symmetric: it has no symmetric=False'
+        f'rule={self.rule!r} has no zero point: it has no symmetric=False'
       )
     if self.group not in GROUPS:
       raise ValueError(
@@ -104,12 +110,18 @@ class Grid:
         f"tile={self.tile} does not go with group={self.group!r}: group 'tile' "
         'needs a tile of 1 or more, the others 0'
       )
+    if self.rule == 'kmeans' and self.tile:
+      raise ValueError(
+        "rule='kmeans' has a codebook for each tensor or channel, not for tiles"
+      )
 
   @property
   def low(self) -> int:
     """The least code."""
     if self.rule == 'sign':
       return -1
+    if self.rule == 'kmeans':
+      return 0
     return 1 - 2 ** (self.bits - 1) if self.symmetric else 0
 
   @property
@@ -117,6 +129,8 @@ class Grid:
     """The greatest code."""
     if self.rule == 'sign':
       return 1
+    if self.rule == 'kmeans':
+      return 2**self.bits - 1
     return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
 
   @property
@@ -135,7 +149,8 @@ class Scales(NamedTuple):
   """Of the groups, float32 [G, 1] for a tensor, else [G, n].
 
   Attributes:
-    scale: s, above 0; of zeros it is 0 with rule 'sign'.
+    scale: s, above 0; of zeros it is 0 with rule 'sign'. With rule 'kmeans' the
+      codebook, from the least value up.
     zero: z, whole numbers; 0 where the grid is symmetric.
     threshold: d of rule 'ternary', which only encoding needs; else 0.
   """
@@ -161,6 +176,9 @@ def scales(w_KN: Array, grid: Grid, count: Array | None = None) -> Scales:
     return _of_range(jnp.min(w_GTN, axis=1), jnp.max(w_GTN, axis=1), grid)
   if grid.rule == 'clip':
     return _of_clipped_range(w_GTN, grid)
+  if grid.rule == 'kmeans':
+    codebook_VN = lloyd.codebook(w_GTN[0], grid.bits)
+    return Scales(codebook_VN, *[jnp.zeros_like(codebook_VN)] * 2)
   return _of_means(w_GTN, mean_size(w_KN, grid, count), grid)
 
 
@@ -174,7 +192,7 @@ def encode(w_KN: Array, found: Scales, grid: Grid) -> Array:
 def decode(codes_KN: Array, found: Scales, grid: Grid) -> Array:
   """The numbers that codes stand for, float32 [k, n]."""
   codes_GTN = grouped(codes_KN.astype(jnp.float32), grid)
-  return ungrouped(_decoded(codes_GTN, found), codes_KN.shape, grid)
+  return ungrouped(_decoded(codes_GTN, found, grid), codes_KN.shape, grid)
 
 
 @jax.custom_jvp
@@ -204,7 +222,8 @@ def fake_quantise(
   more than half a step beyond its ends, as up to there rounding alone takes a
   weight to the end; with 'sign' where |W| > s (Hubara et al. 2016). 'ternary'
   and 'absmean' have no outside, as in their papers: of a scale that is a mean,
-  many weights are beyond the ends, and they would never come back.
+  many weights are beyond the ends, and they would never come back; nor has
+  'kmeans', for the same reason.
 
   Args:
     w_KN: float32.
@@ -214,15 +233,21 @@ def fake_quantise(
   if found is None:
     found = scales(jax.lax.stop_gradient(w_KN), grid)
   w_GTN = grouped(w_KN, grid)
-  rounded_GTN = _decoded(_codes(w_GTN, found, grid), found)
+  rounded_GTN = _decoded(_codes(w_GTN, found, grid), found, grid)
   rounded_KN = ungrouped(rounded_GTN, w_KN.shape, grid)
   inside_GTN = _is_inside(w_GTN, found, grid)
   inside_KN = ungrouped(inside_GTN, w_KN.shape, grid)
   return straight_through(w_KN, jax.lax.stop_gradient(rounded_KN), inside_KN)
 
 
+def scales_shape(shape: tuple[int, int], grid: Grid) -> tuple[int, int]:
+  """Shape of the scales of a matrix of this shape; [V, n] of codebooks."""
+  groups, n = num_groups(shape, grid)
+  return (2**grid.bits if grid.rule == 'kmeans' else groups), n
+
+
 def num_groups(shape: tuple[int, int], grid: Grid) -> tuple[int, int]:
-  """Shape of the scales of a matrix of this shape."""
+  """How many groups a matrix of this shape has, among inputs and outputs."""
   k, n = shape
   if grid.group == 'tensor':
     return 1, 1
@@ -288,7 +313,7 @@ def _of_clipped_range(w_GTN, grid):
 
   def error(share):
     found = _of_range(share * low_GN, share * high_GN, grid)
-    rounded_GTN = _decoded(_codes(w_GTN, found, grid), found)
+    rounded_GTN = _decoded(_codes(w_GTN, found, grid), found, grid)
     return _sum((rounded_GTN - w_GTN) ** 2)
 
   # From 1 down, so that of equal errors the unclipped one is taken.
@@ -327,6 +352,8 @@ def _sum(x_GTN):
 
 
 def _codes(w_GTN, found, grid):
+  if grid.rule == 'kmeans':
+    return lloyd.encode(w_GTN[0], found.scale)[None].astype(jnp.float32)
   if grid.rule == 'sign':
     return jnp.where(w_GTN >= 0, 1.0, -1.0)
   if grid.rule == 'ternary':
@@ -339,12 +366,14 @@ def _codes(w_GTN, found, grid):
   return jnp.where(codes_GTN == 0, 0.0, codes_GTN)
 
 
-def _decoded(codes_GTN, found):
+def _decoded(codes_GTN, found, grid):
+  if grid.rule == 'kmeans':
+    return lloyd.decode(codes_GTN[0], found.scale)[None]
   return (codes_GTN - found.zero[:, None]) * found.scale[:, None]
 
 
 def _is_inside(w_GTN, found, grid):
-  if grid.rule in ('ternary', 'absmean'):
+  if grid.rule in ('ternary', 'absmean', 'kmeans'):
     return jnp.ones(w_GTN.shape, bool)
   if grid.rule == 'sign':
     return jnp.abs(w_GTN) <= found.scale[:, None]

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from effformer.compress.calibrate import Moments
 from effformer.compress.tensors import QTensor
+from effformer.errors import ConfigError
 from effformer.shapes import Array
 
 HIGH = 127
@@ -74,8 +75,14 @@ def product(x_LK: Array, w: QTensor, scale: Array | None = None) -> Array:
     scale: a, see `rounded`.
 
   Raises:
+    ConfigError: codes of a codebook, which are no integers times a scale.
     ValueError: so many inputs share a scale that a sum could be too large.
   """
+  if w.grid.rule == 'kmeans':
+    raise ConfigError(
+      "codes of rule='kmeans' stand for values of a codebook, and have no "
+      'products as integers.\nTake activations=None, or another rule.'
+    )
   inputs, outputs = w.codes.shape
   length = w.grid.tile or inputs
   has_zero = w.codes.dtype == jnp.uint8

@@ -89,7 +89,7 @@ def _learned_jvp(primals, tangents):
 
 
 def _check(grid):
-  if grid.rule in ('ternary', 'sign'):
+  if grid.rule in ('ternary', 'sign', 'kmeans'):
     raise ValueError(
       f'no step can be learned with rule={grid.rule!r}, whose codes are not '
       "clip(round(x / s)); take 'extremes'"

@@ -119,7 +119,7 @@ def initial_steps(params: Any, plan: Plan) -> dict[str, Array]:
 
   def start(path, w_KN, grid):
     # Weights have both signs, and learned steps no zero point.
-    if not grid.symmetric or grid.rule in ('ternary', 'sign'):
+    if not grid.symmetric or grid.rule in ('ternary', 'sign', 'kmeans'):
       raise ConfigError(
         f'no step can be learned for {path} on {grid}.\nGive it a symmetric '
         "grid of rule 'extremes'."

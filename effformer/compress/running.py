@@ -67,7 +67,8 @@ def apply(
     **kwargs: of the module, and of `module.apply`, such as `method`.
 
   Raises:
-    ConfigError: no such name, or scales of what is no tensor of codes.
+    ConfigError: no such name, scales of what is no tensor of codes, or rounded
+      inputs of what is codes of a codebook.
     ValueError: see `int8.product`.
   """
   is_dynamic = isinstance(activations, str)

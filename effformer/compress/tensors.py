@@ -21,7 +21,7 @@ import numpy as np
 
 from effformer.compress import grid as grids
 from effformer.compress import packing
-from effformer.compress.grid import Grid, num_groups
+from effformer.compress.grid import Grid, scales_shape
 from effformer.errors import ConfigError
 
 # Paths of parameters to grids; what is not in it stays float32.
@@ -73,7 +73,7 @@ def is_table(path: str) -> bool:
 
 def code_type(grid: Grid) -> jnp.dtype:
   """What codes in memory are."""
-  return jnp.dtype(jnp.int8 if grid.symmetric else jnp.uint8)
+  return jnp.dtype(jnp.int8 if grid.low < 0 else jnp.uint8)
 
 
 def uniform_plan(
@@ -241,7 +241,7 @@ def _changed(params, plan, change):
 
 def _quantised(path, x, grid, found, s_K):
   w_KN, more = matrix(path, jnp.asarray(x)), {}
-  groups = num_groups(w_KN.shape, grid)
+  groups = scales_shape(w_KN.shape, grid)
   if found is not None and found.scale.shape != groups:
     raise ValueError(
       f'the scales of {path} have to be {groups}, got {found.scale.shape}'

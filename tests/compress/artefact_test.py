@@ -19,6 +19,7 @@ from tests.pretrained.golden_test import folder_of, golden, outputs
 GRIDS = (
   Grid(8), Grid(3, 'tile', 5), Grid(4, 'tensor', symmetric=False),
   Grid(2, rule='ternary'), Grid(1, 'tile', 5, rule='sign'),
+  Grid(3, rule='kmeans'), Grid(8, 'tensor', rule='kmeans'),
 )  # fmt: skip
 
 

@@ -258,7 +258,7 @@ def test_scales_are_constants_of_the_gradient():
     ({'bits': 3, 'rule': 'ternary'}, 'bits has to be 2 with'),
     ({'bits': 3, 'rule': 'absmean'}, 'bits has to be 2 with'),
     ({'bits': 4, 'rule': 'other'}, "got 'other'"),
-    ({'bits': 2, 'rule': 'absmean', 'symmetric': False}, 'is symmetric'),
+    ({'bits': 2, 'rule': 'absmean', 'symmetric': False}, 'no zero point'),
     ({'bits': 9}, 'got 9'),
     ({'bits': 4, 'group': 'row'}, "got 'row'"),
     ({'bits': 4, 'group': 'tile'}, 'tile=0 does not go'),

@@ -22,6 +22,7 @@ GRIDS = (
   Grid(8), Grid(3, 'tensor', symmetric=False), Grid(4, 'tile', 4, rule='clip'),
   Grid(2, 'tile', 4, rule='ternary'), Grid(2, 'tensor', rule='ternary'),
   Grid(2, 'tile', 4, rule='absmean'), Grid(1, rule='sign'),
+  Grid(2, rule='kmeans'), Grid(3, 'tensor', rule='kmeans'),
 )  # fmt: skip
 
 MLP = 'encoder/layer_0/mlp/in/kernel'

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 
 GRIDS = (
   Grid(8), Grid(3, 'tile', 5), Grid(4, 'tensor', symmetric=False),
-  Grid(8, 'tile', 4, symmetric=False),
+  Grid(8, 'tile', 4, symmetric=False), Grid(3, rule='kmeans'),
+  Grid(8, 'tensor', rule='kmeans'),
 )  # fmt: skip
 
 

@@ -146,7 +146,6 @@ def _sweep(w_KN, gram_KK, sparsity, block, grid, damp):
   )
   if grid is None:
     return Pruned(new_KN, keep_KN, None, None)
-  # One row of scales for each tile: that of its first row.
-  return Pruned(
-    new_KN, keep_KN, codes_K1N[:, 0], Scales(*(x[::tile, 0] for x in found))
-  )
+  # The scales of each tile, or the codebook: those of its first row.
+  found = Scales(*(x[::tile].reshape(-1, x.shape[-1]) for x in found))
+  return Pruned(new_KN, keep_KN, codes_K1N[:, 0], found)
