@@ -143,6 +143,16 @@ class Trunk(nn.Module):
     return y_BTD, tokens, stream
 
   @nn.compact
+  def embedded(
+    self,
+    ids_BT: jax.Array,
+    lengths_B: jax.Array,
+    types_BT: jax.Array | None = None,
+  ) -> tuple[jax.Array, shapes.Tokens]:
+    """What enters the first block, and which tokens are real."""
+    return self._embedded(ids_BT, lengths_B, types_BT=types_BT)[:2]
+
+  @nn.compact
   def vectors(
     self,
     ids_BT: jax.Array,
