@@ -326,6 +326,7 @@ CROSS = [
   ('full', ['quick=true'], ['quick=true', 'in the argument']),
   ('full', ['mixer.name=linear'], ['mixer.name=linear', 'in the argument']),
   ('full', ['seed=-1'], ['seed=-1']),
+  ('full', ['train.num_steps=-1'], ['train.num_steps=-1', 'at least 0']),
   ('full', ['seed=4294967296'], ['seed=4294967296']),
   ('full', ['seed'], ['--config.seed has no value']),
   ('full', ['seed=1', 'seed=2'], ['--config.seed=2', 'second time']),
@@ -377,6 +378,8 @@ def test_refuses_and_explains(argument, overrides, named):
     ['train.warmup_steps=20000'],
     # A short try of a long recipe stays in its warmup.
     ['train.num_steps=10'],
+    # What it starts from is scored as it is.
+    ['train.num_steps=0'],
     ['train.accumulate_steps=32'],
     ['data.max_bad_fraction=1'],
     ['model.layers.0.share=a', 'model.layers.3.share=a'],
