@@ -220,13 +220,17 @@ def test_groups_of_a_planted_model():
   assert set(pair) < {0, 3, 5}
 
 
-def test_the_mean_of_all_pairs_counts():
-  """Of 0-1, 2 is nearest to 1, but 3 is nearer to both."""
-  similarity = np.array(
-    [[1, 0.9, 0.1, 0.6], [0.9, 1, 0.7, 0.5], [0.1, 0.7, 1, 0.0],
-     [0.6, 0.5, 0.0, 1]]
-  )  # fmt: skip
-  assert share.groups_of(similarity, 2) == {'g0': (0, 1, 3)}
+@pytest.mark.parametrize(
+  ('to_third', 'to_fourth', 'joined'),
+  # Neither the nearest pair counts alone, nor the farthest.
+  [((0.1, 0.7), (0.6, 0.5), 3), ((0.25, 0.85), (0.45, 0.4), 2)],
+)
+def test_the_mean_of_all_pairs_counts(to_third, to_fourth, joined):
+  similarity = np.eye(4)
+  similarity[0, 1] = 0.9
+  similarity[:2, 2], similarity[:2, 3] = to_third, to_fourth
+  similarity = np.maximum(similarity, similarity.T)
+  assert share.groups_of(similarity, 2) == {'g0': (0, 1, joined)}
 
 
 def test_layers_that_cannot_share_are_never_joined():
@@ -381,7 +385,7 @@ SMALLER = (('2', (('mlp_width', 7),)),)
     ({'a/b': (0, 1)}, None, "'a/b' is no name"),
     ({'': (0, 1)}, None, "'' is no name"),
     ({'a': (0, 1)}, (1, 1), 'have to be 3 numbers'),
-    ({'a': (0, 1)}, (1, -1, 1), 'from 0 on'),
+    ({'a': (0, 1)}, (1, -0.5, 1), 'from 0 on'),
     ({'a': (0, 1)}, (0, 0, 1), 'not all 0'),
     ({'a': (0, 1)}, (1, np.nan, 1), 'from 0 on'),
   ],
