@@ -134,6 +134,7 @@ RANGES = {
   'pretrain.warmup_steps': COUNT_OR_NONE,
   'mesh.data': Range(1, also=-1),
   'mesh.fsdp': Range(1, also=-1),
+  'compress.seed': Range(0, 2**32 - 1, also=-1),
 }
 
 

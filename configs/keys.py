@@ -216,6 +216,8 @@ def compress_keys() -> ml_collections.ConfigDict:
   # The folder of a finished run, whose model is compressed; '' = the run of
   # this config, which is trained first, in WORKDIR/parent.
   compress.parent = ''
+  # Of the training and the choices of the steps; -1 = that of the run.
+  compress.seed = -1
   # Carry out beside the recipe what shows that its parts are of use: the same
   # without a teacher, with units chosen at random, with codes to the nearest.
   compress.controls = True

@@ -66,6 +66,17 @@ def table(
       train,
       {'do': 'round', 'bits': 4, **_TILES, 'method': 'gptq'},
     ],
+    'shared': [
+      {'do': 'share', 'number': max(num_layers // 2, 1)},
+      train,
+      _INT8,
+    ],
+    'low-rank-kd': [
+      {'do': 'factorise', 'share': 0.5, 'parts': ('mlp', 'embedding')},
+      train,
+      _INT8,
+    ],
+    'relu-kd': [{'do': 'simplify', 'activation': 'relu'}, train, _INT8],
     'linear-kd': [
       {'do': 'swap', 'mechanism': 'linear'},
       {**train, 'lesson': {**lesson, 'mixers': 1.0}},

@@ -30,7 +30,8 @@ _FACTS = {
   **{f'lesson.{name}': value for name, value in _LESSON.items()},
   **{'bits': 1, 'group': '', 'tile': 1, 'symmetric': True, 'rule': ''},
   **{'tables': 1, 'activations': '', 'budget': 1.0, 'choices': (1,)},
-  **{'tolerance': 1.0, 'max_trials': 1},
+  **{'tolerance': 1.0, 'max_trials': 1, 'number': 1, 'share': 1.0},
+  **{'parts': ('',), 'activation': '', 'norm': ''},
 }
 
 

@@ -53,6 +53,7 @@ SCHEMA = {
   'compress.controls': bool,
   'compress.parent': str,
   'compress.recipe': str,
+  'compress.seed': int,
   'compress.shapes': tuple,
   'model.zero_is_padding': bool,
   'data.drop_remainder': bool,

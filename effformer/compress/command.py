@@ -24,7 +24,9 @@ from effformer.compress import (
   measuring,
   pipeline,
   recipe,
+  step_kinds,
 )
+from effformer.compress.steps import Parent
 from effformer.train import preemption, screen, session, workdir
 
 # How a run is measured, not what it makes.
@@ -71,6 +73,7 @@ def compress(
       parent_path = str(folder / 'parent')
       session.train(plain, parent_path, stop, console)
     parent = pipeline.parent_of(plain, parent_path, stop, console)
+    parent = _seeded(parent, config.compress.seed)
     small = pipeline.run(parent, rows, folder / 'recipe', stop, console)
     artefact.save(small, folder / 'model')
     others = _controls(config, rows, parent, folder, stop, console)
@@ -81,6 +84,14 @@ def compress(
     durable.replace(place, durable.dumps(found, indent=1).encode())
     console.say('', *measuring.lines(found), f'written to {place}')
     return found
+
+
+def _seeded(parent: Parent, seed: int) -> Parent:
+  """The parent, whose children are trained and chosen by another seed."""
+  if seed < 0:
+    return parent
+  config = config_lib.changed(parent.model.config, {'seed': seed})
+  return parent._replace(model=parent.model._replace(config=config))
 
 
 def without_steps(
@@ -111,7 +122,7 @@ def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
   """
   changes = {
     'no_teacher': lambda step: (
-      dataclasses.replace(step, lesson=recipe.LABELS)
+      dataclasses.replace(step, lesson=step_kinds.LABELS)
       if isinstance(step, recipe.Train)
       else step
     ),

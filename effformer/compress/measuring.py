@@ -76,7 +76,7 @@ def measure(
     'recipe': config.compress.recipe,
     'steps': [recipe.chosen(step) for step in rows],
     'floor_score': parent.task.score,
-    'seed': config.seed,
+    'seed': parent.model.config.seed,
     'overridden': config.overridden,
     'parent_sha256': parent.model.parent_sha256,
     'final': final,

@@ -12,17 +12,21 @@ from scipy.special import rel_entr
 from effformer import config as config_lib
 from effformer import durable, tasks
 from effformer.compress import (
+  affine,
   awq,
   bits,
   calibrate,
   depth,
   fold,
   gptq,
+  low_rank,
   outputs,
   policy,
   qat,
   recipe,
+  share,
   shrink,
+  simplify,
   smooth,
   tensors,
 )
@@ -104,6 +108,46 @@ def _swap(step, model, kept, own, place) -> Compressed:
     f'are new, {len(swapped.left)} leave'
   )
   return model._replace(config=swapped.config, params=swapped.params)
+
+
+def _share(step, model, kept, own, place) -> Compressed:
+  del kept, own, place
+  alike_LL = share.similarity(model.config, model.params)
+  groups = share.groups_of(alike_LL, step.number)
+  config, params = share.tie(model.config, model.params, groups)
+  return model._replace(config=config, params=params)
+
+
+def _simplify(step, model, kept, own, place) -> Compressed:
+  del kept, own
+  config, params, lines = model.config, model.params, None
+  if step.norm == 'affine':
+    task = task_of(model, place.parent)
+    rows = _rows(task, model, step.batches)
+    lines = affine.fit(task.model, params, rows)
+  if step.norm:
+    config, params = simplify.swap_norm(config, params, step.norm, lines)
+  if step.activation:
+    config, params = simplify.swap_activation(config, params, step.activation)
+  return model._replace(config=config, params=params)
+
+
+def _factorise(step, model, kept, own, place) -> Compressed:
+  del kept, own
+  flat, ranks = tensors.flatten(model.params), {}
+  for path, x in flat.items():
+    part, _, name = path.rpartition('/')
+    is_mlp = path.endswith('/mlp/in/kernel') and 'mlp' in step.parts
+    if is_mlp or (name == 'embedding' and 'embedding' in step.parts):
+      target = part.removesuffix('/in') if is_mlp else part
+      ranks[target] = low_rank.rank_for(*x.shape, step.share)
+  moments = None
+  if 'mlp' in step.parts:
+    moments = _moments(model, step.batches, place)
+  config, params = low_rank.factorise(
+    model.config, model.params, ranks, moments=moments
+  )
+  return model._replace(config=config, params=params)
 
 
 def _prune(step, model, kept, own, place) -> Compressed:
@@ -192,10 +236,13 @@ def _round(step, model, kept, own, place) -> Compressed:
 
 def _moments(model, batches, place):
   task = task_of(model, place.parent)
-  found = outputs.first_batches(task, model.config, batches)
-  return calibrate.collect(
-    task.model, model.params, (outputs.rows(task, batch) for batch in found)
-  )
+  rows = _rows(task, model, batches)
+  return calibrate.collect(task.model, model.params, rows)
+
+
+def _rows(task, model, number):
+  for batch in outputs.first_batches(task, model.config, number):
+    yield outputs.rows(task, batch)
 
 
 def _choose_bits(step, model, kept, own, place) -> Compressed:
@@ -267,7 +314,10 @@ def distance(before: np.ndarray, after: np.ndarray) -> float:
 CARRY: dict[type, Carry] = {
   recipe.DropLayers: _drop,
   recipe.Swap: _swap,
+  recipe.Share: _share,
+  recipe.Simplify: _simplify,
   recipe.Prune: _prune,
+  recipe.Factorise: _factorise,
   recipe.Train: _train,
   recipe.Round: _round,
   recipe.ChooseBits: _choose_bits,

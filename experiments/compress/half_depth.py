@@ -6,11 +6,11 @@ FOLDER of the data holds glue_sst2_train.tsv, ..._validation.tsv, ..._test.tsv
 (also .gz) with the columns sentence and label. The parent is fine-tuned first.
 Each student has layers 0, 2 and 5 of it and is trained for as many steps, with
 the same batches: once by labels alone (the control), once by the parent's
-logits and hidden states as well. Interrupted, it goes on where it was.
+logits and hidden states as well. Interrupted, it goes on where it was. How fast
+half the layers are is measured by `structure`.
 """
 
 import argparse
-import dataclasses
 import functools
 import pathlib
 import sys
@@ -20,7 +20,7 @@ import numpy as np
 
 from effformer import config as config_lib
 from effformer import data, errors, tasks
-from effformer.compress import agreement, depth, latency
+from effformer.compress import agreement, depth
 from effformer.compress.distill import maps, teaching
 from effformer.train import (
   prediction,
@@ -37,8 +37,6 @@ LESSONS = {
   'by labels alone': teaching.Lesson(hard=1, soft=0),
   'with the parent': teaching.Lesson(hard=0.5, soft=1, states=1, temperature=2),
 }
-# Batch and length of the rows that are timed.
-SHAPES = ((1, 32), (8, 128), (32, 64))
 STEPS = 600
 
 
@@ -83,19 +81,6 @@ def probabilities(task, params) -> np.ndarray:
     for batch in batches:
       found.append(np.asarray(predict(params, batch)))
   return np.concatenate(found)[: len(task.dataset.splits['test'])]
-
-
-def programs(task, params, shape):
-  """() -> logits of random rows of this shape; layers are not scanned."""
-  size, length = shape
-  model = dataclasses.replace(task.model, max_length=length, unrolled=True)
-  params = {**params, 'positions': np.resize(
-    params['positions'], (length, params['positions'].shape[1])
-  )}  # fmt: skip
-  ids_BT = np.full((size, length), 1000, np.int32)
-  lengths_B = np.full(size, length, np.int32)
-  run = jax.jit(lambda p: model.apply({'params': p}, ids_BT, lengths_B))
-  return functools.partial(run.lower(params).compile(), params)
 
 
 def main() -> int:
@@ -150,22 +135,6 @@ def measure(options: argparse.Namespace, stop: preemption.Stop) -> None:
       agree = agreement.classes(before, probabilities(student, after), label_N)
       rows.append(_row(name, seed, outcome, agree))
       table.write(options.csv, rows)
-  times = {}
-  for shape in SHAPES:
-    every = {
-      'parent': programs(task, params, shape),
-      'student': programs(student, after, shape),
-    }
-    times[shape] = latency.compare(every, 'parent')
-  for (size, length), found in times.items():
-    for name in ('student', latency.CONTROL):
-      rows.append(
-        {
-          'model': f'time of {name}, {size} x {length}',
-          **{key: round(x, 3) for key, x in found[name].items()},
-        }
-      )
-  table.write(options.csv, rows)
 
 
 def _row(name, seed, outcome, agree):

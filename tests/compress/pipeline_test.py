@@ -199,3 +199,38 @@ def test_tasks_without_classes_are_refused(config, monkeypatch):
   monkeypatch.setattr(pipeline.tasks, 'make', lambda _: Tokens())
   with pytest.raises(errors.ConfigError, match='that give classes'):
     pipeline.parent_of(config, 'x', preemption.Stop(), quiet_screen())
+
+
+@pytest.mark.parametrize(
+  ('row', 'facts', 'is_smaller'),
+  [
+    ({'do': 'share', 'number': 2}, {}, True),
+    ({'do': 'simplify', 'activation': 'relu'}, {}, False),
+    ({'do': 'simplify', 'norm': 'affine', 'batches': 2},
+     {'norm': 'affine'}, False),
+    ({'do': 'factorise', 'share': 0.5, 'batches': 2,
+      'parts': ['mlp', 'embedding']}, {'embedding_width': 5}, True),
+  ],
+)  # fmt: skip
+def test_structure_is_changed_and_trained(
+  parent, tmp_path, row, facts, is_smaller
+):
+  train = {'do': 'train', 'steps': 2, 'learning_rate': 1e-2}
+  model, _ = run(parent, tmp_path, recipe.read([row, train]))
+  for name, value in facts.items():
+    assert model.config.model[name] == value
+  counts = [state.num_params(own.params) for own in (model, parent.model)]
+  assert (counts[0] < counts[1]) == is_smaller
+  layers = model.config.model.layers
+  if row['do'] == 'share':
+    assert len({layers.get(i, {}).get('share', i) for i in '012'}) == 2
+  if row['do'] == 'factorise':
+    assert {layers[i].mlp_rank for i in '012'} == {2}
+  ids_BT = np.arange(1, 17, dtype='i4')[None]
+  again = artefact.load(tmp_path / 'step_1_train')
+  outputs = [
+    own.module.apply({'params': own.numbers}, ids_BT, np.array([16]))
+    for own in (parent.model, model, again)
+  ]
+  assert np.any(outputs[0] != outputs[1])
+  np.testing.assert_array_equal(outputs[1], outputs[2])

@@ -80,6 +80,11 @@ def test_steps_may_come_again():
     ({'do': 'round', 'batches': 0}, 'batches=0 has to be at least 1'),
     ({'do': 'round', 'activations': 'static'}, "activations='static' has to"),
     ({'do': 'swap'}, 'swap needs mechanism'),
+    ({'do': 'share', 'number': 0}, 'number=0 has to be at least 1'),
+    ({'do': 'simplify'}, 'needs an activation or a norm'),
+    ({'do': 'factorise', 'share': 1}, 'share=1.0 has to be above 0'),
+    ({'do': 'factorise', 'share': 0.5, 'parts': ['mixer']}, 'parts='),
+    ({'do': 'factorise', 'share': 0.5, 'parts': []}, 'parts='),
     ({'do': 'swap', 'mechanism': 'local', 'settings': 3}, 'values by name'),
     ({'do': 'choose_bits', 'budget': 1}, 'budget=1.0 has to be above 0'),
     ({'do': 'choose_bits', 'budget': 0.1, 'choices': [9]}, r'choices=\(9,\)'),
@@ -126,11 +131,21 @@ def test_training_for_rounding_needs_the_rounding():
       recipe.read(rows)
 
 
-def test_attention_is_swapped_before_units_leave():
-  swap = {'do': 'swap', 'mechanism': 'local', 'settings': {'window': 6}}
-  assert recipe.read([ROWS[0], swap, ROWS[2]])[1].settings == {'window': 6}
-  with pytest.raises(ConfigError, match='swap comes after prune'):
-    recipe.read([ROWS[2], swap])
+@pytest.mark.parametrize(
+  'row',
+  [
+    {'do': 'swap', 'mechanism': 'local', 'settings': {'window': 6}},
+    {'do': 'share', 'number': 1},
+    {'do': 'simplify', 'norm': 'rms'},
+  ],
+)
+def test_structure_changes_before_units_leave(row):
+  assert len(recipe.read([ROWS[0], row, ROWS[2]])) == 3
+  factorise = {'do': 'factorise', 'share': 0.5}
+  assert len(recipe.read([row, factorise, ROWS[2], factorise])) == 4
+  for last in (ROWS[2], factorise):
+    with pytest.raises(ConfigError, match=f'{row["do"]} comes after'):
+      recipe.read([last, row])
 
 
 def test_bits_are_chosen_last():
@@ -158,6 +173,8 @@ def test_what_was_chosen_is_read_again():
     *ROWS,
     {'do': 'choose_bits', 'budget': 0.2, 'choices': [8, 4]},
     {'do': 'swap', 'mechanism': 'local', 'layers': [1]},
+    {'do': 'factorise', 'share': 0.5, 'parts': ['embedding']},
+    {'do': 'simplify', 'activation': 'relu'},
     {'do': 'train', 'steps': 1, 'learning_rate': 1.0},
   ]
   for row in rows:

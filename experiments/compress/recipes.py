@@ -1,0 +1,128 @@
+"""Recipes of --mode=compress on real tasks, over seeds, as one table.
+
+  python -m experiments.compress.recipes --data=FOLDER --workdir=FOLDER \
+    --recipes=ternary-kd,binary-kd --tasks=sentence --seeds=0,1,2
+
+FOLDER of the data holds files of GLUE as tsv (also .gz): glue_sst2_*, mrpc_*,
+stsb_* with train, validation and test. The parent of a task is the run of its
+config with `quick`, seed 0, and all recipes and seeds are of this parent; seeds
+are of the training and the choices of a recipe. Interrupted, it goes on where
+it was. A row is a model of a compression: the parent, after each step, and the
+controls.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from effformer import config as config_lib
+from effformer import errors
+from effformer.compress import command
+from effformer.train import preemption, screen, session
+from experiments import table
+
+# Files and settings of each task.
+TASKS = {
+  'sentence': ('glue_sst2', {'data.max_length': 48, 'train.num_steps': 600}),
+  'pair': ('mrpc', {'train.num_steps': 400}),
+  'similarity': ('stsb', {}),
+}
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_QUALITY = (
+  *('score', 'low', 'high', 'change', 'change_low', 'change_high'),
+  *('agreement', 'kl', 'cosine_mean', 'cosine_min', 'nearest'),
+)
+
+
+def keys(folder: pathlib.Path, task: str) -> dict[str, object]:
+  """The files of a task and what else its runs have."""
+  name, settings = TASKS[task]
+  found = {**settings, 'data.test_examples': 0, 'data.validation_examples': 0}
+  for split in ('train', 'validation', 'test'):
+    paths = sorted(folder.glob(f'{name}_{split}.tsv*'))
+    if paths:
+      found[f'data.{split}'] = str(paths[0])
+  return found
+
+
+def compress(
+  options: argparse.Namespace,
+  task: str,
+  recipe: str,
+  seed: int,
+  parent: pathlib.Path,
+  stop: preemption.Stop,
+) -> list[dict]:
+  """The rows of one compression."""
+  more = {
+    'compress.parent': str(parent),
+    'compress.seed': seed,
+    # Quality here; speeds are of `structure` and of single runs.
+    'compress.shapes': ('1x32',),
+    **dict(pair.split('=', 1) for pair in options.set),
+  }
+  config, _ = config_lib.load(
+    f'{_ROOT}/configs/compress_minilm.py:{recipe},{task},quick',
+    {**keys(options.data, task), **more},
+  )
+  place = options.workdir / f'{task}_{recipe}_{seed}'
+  found = command.compress(config, str(place), stop, screen.Screen())
+  return [_row(found, model, recipe, seed) for model in found['models']]
+
+
+def _row(found, model, recipe, seed):
+  quality = model['quality']
+  return {
+    'task': found['task'],
+    'recipe': recipe,
+    'seed': seed,
+    'model': model['model'],
+    'is_final': model['model'] == found['final'],
+    'bytes': model['disk_bytes'],
+    'parameters': model['parameters'],
+    'measure': quality['name'],
+    **{
+      name: round(quality[name], 5) if name in quality else ''
+      for name in _QUALITY
+    },
+    'examples': found['examples'],
+    'floor': round(max(found['floors'].values()), 5),
+    'device': found['device'],
+    'commit': found['commit'],
+  }
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--data', type=pathlib.Path, required=True)
+  parser.add_argument('--workdir', type=pathlib.Path, required=True)
+  parser.add_argument('--recipes', required=True)
+  parser.add_argument('--tasks', default='sentence')
+  parser.add_argument('--seeds', default='0,1,2')
+  parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE')
+  parser.add_argument(
+    '--csv', type=pathlib.Path, default=table.RESULTS / 'compress_recipes.csv'
+  )
+  options = parser.parse_args()
+  stop = preemption.Stop()
+  stop.install()
+  rows = []
+  try:
+    for task in options.tasks.split(','):
+      parent = options.workdir / f'{task}_parent'
+      config, _ = config_lib.load(
+        f'{_ROOT}/configs/{task}.py:full,quick', keys(options.data, task)
+      )
+      session.train(config, str(parent), stop, screen.Screen())
+      for recipe in options.recipes.split(','):
+        for seed in map(int, options.seeds.split(',')):
+          rows += compress(options, task, recipe, seed, parent, stop)
+          table.write(options.csv, rows)
+  except (errors.UserError, errors.Preempted) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return error.exit_code
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
