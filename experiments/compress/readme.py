@@ -4,12 +4,37 @@ from experiments import table
 
 
 def block() -> list[str]:
+  """What was measured of MiniLM, as far as it was."""
+  parts = (
+    (_rounding, 'compress_rounding'),
+    (_mixed, 'compress_mixed'),
+    (_structure, 'compress_structure'),
+    (_depth, 'compress_depth'),
+    (_recipes, 'compress_recipes'),
+  )
+  lines: list[str] = []
+  for make, name in parts:
+    rows = table.read(table.RESULTS / f'{name}.csv')
+    if rows:
+      lines += [*([''] if lines else []), *make(rows)]
+  return lines
+
+
+def _made(rows, what) -> str:
+  commits = ', '.join(sorted({row['commit'][:7] for row in rows}))
+  devices = ', '.join(sorted({row['device'] for row in rows}))
+  return (
+    f'Made by `python -m experiments.compress.{what}` at {commits}, {devices}.'
+  )
+
+
+def _rounding(rows) -> list[str]:
   """Bytes and quality of MiniLM, rounded."""
-  rows = table.read(table.RESULTS / 'compress_rounding.csv')
-  if not rows:
-    return []
   first = rows[0]
   return [
+    '![how far rounded models are from the parent, over bytes]'
+    '(docs/plots/compress_frontier.svg)',
+    '',
     'all-MiniLM-L6-v2, tables of 8 bits in all rows below the first; 4 and 3 '
     'bits in tiles of 32 with the best clipping point.',
     'Cosines and the share of equal nearest neighbours are of vectors of '
@@ -23,13 +48,129 @@ def block() -> list[str]:
     *(
       f'| {row["variant"]} | {int(row["bytes"]) / 1e6:.2f} | '
       f'{float(row["cosine_mean"]):.4f} ({float(row["cosine_min"]):.4f}) | '
-      f'{float(row["nearest"]):.3f} | {float(row["spearman"]):.2f} '
-      f'({float(row["change"]):+.2f}; {float(row["change_low"]):+.2f} to '
-      f'{float(row["change_high"]):+.2f}) |'
+      f'{float(row["nearest"]):.3f} | {_change(row)} |'
       for row in rows
     ),
     '',
-    'One run; 256 sentences of the train split calibrate. Made by '
-    '`python -m experiments.compress.rounding --data=FOLDER` at commit '
-    f'{first["commit"][:7]}, {first["device"]}.',
+    'One run; 256 sentences of the train split calibrate. '
+    + _made(rows, 'rounding --data=FOLDER'),
+  ]
+
+
+def _mixed(rows) -> list[str]:
+  """Bits by the policy, and the same bits everywhere."""
+  return [
+    'Bits for each part by the policy, against the same bits everywhere at as '
+    'many bytes; both by GPTQ, in tiles of 32, tables too. The policy',
+    'chose by other sentences than those that are shown.',
+    '',
+    '| budget | plan | MB of codes | cosine, mean (least) | same neighbour | '
+    'STS-B (change) |',
+    '| --- | --- | --- | --- | --- | --- |',
+    *(
+      f'| {row["budget"]} | {row["plan"]} | {int(row["bytes"]) / 1e6:.2f} | '
+      f'{float(row["cosine_mean"]):.4f} ({float(row["cosine_min"]):.4f}) | '
+      f'{float(row["nearest"]):.3f} | {_change(row)} |'
+      for row in rows
+    ),
+    '',
+    _made(rows, 'mixed --data=FOLDER'),
+  ]
+
+
+def _change(row) -> str:
+  return (
+    f'{float(row["spearman"]):.2f} ({float(row["change"]):+.2f}; '
+    f'{float(row["change_low"]):+.2f} to {float(row["change_high"]):+.2f})'
+  )
+
+
+def _structure(rows) -> list[str]:
+  """Speeds of smaller arrays."""
+  gap = float(rows[0]['difference'])
+  shapes = list(dict.fromkeys((row['batch'], row['length']) for row in rows))
+  names = list(dict.fromkeys(row['model'] for row in rows))
+  cells = {(row['model'], row['batch'], row['length']): row for row in rows}
+  return [
+    'Half of the heads and of the feed-forward columns, as a mask and as '
+    'smaller arrays; and layers 0, 2 and 5 alone. Times as fast as the',
+    'masked model in the same rounds (quartiles), beside the masked model once '
+    f'more; outputs of masked and shrunk differ by {gap:.0e} at most.',
+    '',
+    f'| model | {" | ".join(f"{b} x {t}" for b, t in shapes)} | '
+    'million multiply-adds |',
+    f'| --- |{" --- |" * (len(shapes) + 1)}',
+    *(
+      f'| {name} | '
+      + ' | '.join(
+        f'{float(row["ratio"]):.2f} ({float(row["ratio_p25"]):.2f} to '
+        f'{float(row["ratio_p75"]):.2f})'
+        for row in (cells[name, *shape] for shape in shapes)
+      )
+      + f' | {int(cells[name, *shapes[0]]["multiply_adds"]) / 1e6:.0f} |'
+      for name in names
+    ),
+    '',
+    _made(rows, 'structure'),
+  ]
+
+
+def _depth(rows) -> list[str]:
+  """Half the layers, with a teacher and without."""
+  parent = rows[0]
+  lines = [
+    'Half the layers on SST-2, with the fine-tuned parent as teacher and by '
+    'labels alone, for as many steps of the same batches:',
+    '',
+    '| model | seed | test accuracy | of the parent | same class | '
+    'parameters |',
+    '| --- | --- | --- | --- | --- | --- |',
+  ]
+  whole = float(parent['test_accuracy'])
+  for row in rows:
+    own = float(row['test_accuracy'])
+    share = f'{100 * own / whole:.1f} %'
+    lines.append(
+      f'| {row["model"]} | {row["seed"]} | {own:.2f} | {share} | '
+      f'{row["agreement"]} | {int(row["num_params"]):,} |'
+    )
+  return [
+    *lines,
+    '',
+    f'{int(parent["examples"]):,} examples; the best floor is '
+    f'{parent["floor"]}; {parent["steps"]} steps of '
+    f'{parent["batch_size"]} each. '
+    + _made(rows, 'half_depth --data=FOLDER --workdir=FOLDER'),
+  ]
+
+
+def _recipes(rows) -> list[str]:
+  """Final models and controls of recipes, over seeds."""
+  groups: dict[tuple, list] = {}
+  for row in rows:
+    is_control = row['model'].startswith('control')
+    if row['is_final'] == 'True' or is_control or row['model'] == 'parent':
+      what = row['model'] if is_control else ''
+      what = 'parent' if row['model'] == 'parent' else what
+      recipe = '' if what == 'parent' else row['recipe']
+      groups.setdefault((row['task'], recipe, what), []).append(row)
+  lines = [
+    '| task | recipe | MB on disk | test x 100, each seed | change |',
+    '| --- | --- | --- | --- | --- |',
+  ]
+  for (task, recipe, what), own in groups.items():
+    own = [own[0]] if what == 'parent' else own
+    scores = ', '.join(f'{100 * float(row["score"]):.2f}' for row in own)
+    change = sum(100 * float(row['change']) for row in own) / len(own)
+    name = what if what == 'parent' else ' '.join(filter(None, (recipe, what)))
+    lines.append(
+      f'| {task} | {name} | {int(own[0]["bytes"]) / 1e6:.2f} | '
+      f'{scores} ({own[0]["measure"]}) | {change:+.2f} |'
+    )
+  return [
+    'Recipes with their controls, over seeds:',
+    '',
+    *lines,
+    '',
+    _made(rows, 'recipes --data=FOLDER --workdir=FOLDER --recipes=NAMES'),
   ]
