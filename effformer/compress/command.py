@@ -98,8 +98,15 @@ def without_steps(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
   """The config of the run whose model is compressed."""
-  neutral = config_lib.neutral({}).compress
-  return config_lib.changed(config, {'compress': neutral.to_dict()})
+  own = filter(None, config.overridden.split(','))
+  left = (key for key in own if not key.startswith('compress.'))
+  return config_lib.changed(
+    config,
+    {
+      'compress': config_lib.neutral({}).compress.to_dict(),
+      'overridden': ','.join(left),
+    },
+  )
 
 
 def _rows(config) -> list[dict[str, Any]]:

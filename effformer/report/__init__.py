@@ -5,6 +5,8 @@
     published   figures of papers, with their source; never mixed with ours
     tables      the tables
     efficiency  speed and memory over the number of tokens
+    found       files of modes, wherever they lie
+    compression compressed models beside their parents
     plots       the plots (matplotlib, the extra `plots`)
     document    headings, texts, tables and pictures, as Markdown and as HTML
 

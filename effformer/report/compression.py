@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from effformer import durable
-from effformer.errors import CheckpointError, ConfigError
-from effformer.report import document, plots
+from effformer.errors import ConfigError
+from effformer.report import document, found, plots
 from effformer.report.document import Block, Heading, Picture, Table, Text
 from effformer.train import workdir
 
@@ -20,27 +20,8 @@ _NEEDED = {'task', 'recipe', 'final', 'models', 'speed', 'plan', 'device'}
 
 
 def find(places: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
-  """The content of the files in these folders and below, by path, each once.
-
-  Raises:
-    CheckpointError: a file cannot be read.
-  """
-  paths = {
-    path.resolve()
-    for place in map(pathlib.Path, places)
-    for path in place.rglob(workdir.COMPRESSION)
-  }
-  return [_read(path) for path in sorted(paths)]
-
-
-def _read(path):
-  found = durable.read_json(path) or {}
-  if not set(found) >= _NEEDED:
-    raise CheckpointError(
-      f'{path} is not what --mode=compress writes.\n'
-      'Leave its folder out, or compress again.'
-    )
-  return found
+  """See `found.find`."""
+  return found.find(places, workdir.COMPRESSION, _NEEDED, 'compress')
 
 
 def write(
@@ -71,13 +52,13 @@ _TITLE = 'Compressed models'
 
 
 def content(
-  found: Sequence[Mapping[str, Any]], with_plots: bool = True
+  compressions: Sequence[Mapping[str, Any]], with_plots: bool = True
 ) -> list[Block]:
   """For each task the plots, then a section for each compression."""
   blocks: list[Block] = []
-  if found and with_plots:
-    blocks += pictures(found)
-  for one in found:
+  if compressions and with_plots:
+    blocks += pictures(compressions)
+  for one in compressions:
     blocks += _section(one)
   return blocks
 
@@ -253,10 +234,10 @@ def _speed(one) -> list[Block]:
   ]
 
 
-def pictures(found: Sequence[Mapping[str, Any]]) -> list[Picture]:
+def pictures(compressions: Sequence[Mapping[str, Any]]) -> list[Picture]:
   """For each task: the score over bytes, and over milliseconds."""
   tasks: dict[str, list] = {}
-  for one in found:
+  for one in compressions:
     tasks.setdefault(one['task'], []).append(one)
   return [
     picture
@@ -329,11 +310,11 @@ def _plot(task, points, x_label, name) -> Picture:
 
 def _frontier(points):
   """Those that no other beats in both, by x."""
-  found = []
+  best = []
   for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-    if not found or y > found[-1][1]:
-      found.append((x, y))
-  return found
+    if not best or y > best[-1][1]:
+      best.append((x, y))
+  return best
 
 
 def _percent(value: float) -> str:

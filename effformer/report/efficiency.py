@@ -4,41 +4,21 @@ From the files efficiency.json that `--mode=efficiency` writes.
 """
 
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from effformer import durable
-from effformer.errors import CheckpointError
+from effformer.report import found
 from effformer.report.document import Block, Heading, Table, Text
 from effformer.train import workdir
 
+_NEEDED = ('task', 'mechanism', 'batch_size', 'rows', 'device')
 _EXACT = ('naive', 'fused')
 _KINDS = {'train': 'training step', 'forward': 'forward'}
 
 
 def find(places: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
-  """The content of the files in these folders and below, by path, each once.
-
-  Raises:
-    CheckpointError: a file cannot be read.
-  """
-  paths = {
-    path.resolve()
-    for place in map(pathlib.Path, places)
-    for path in place.rglob(workdir.EFFICIENCY)
-  }
-  return [_read(path) for path in sorted(paths)]
-
-
-def _read(path):
-  found = durable.read_json(path) or {}
-  if not {'task', 'mechanism', 'batch_size', 'rows', 'device'} <= set(found):
-    raise CheckpointError(
-      f'{path} is not what --mode=efficiency writes.\n'
-      'Leave its folder out, or measure again.'
-    )
-  return found
+  """See `found.find`."""
+  return found.find(places, workdir.EFFICIENCY, _NEEDED, 'efficiency')
 
 
 def tables(measured: Sequence[dict[str, Any]]) -> list[Block]:
