@@ -1,14 +1,17 @@
 """Smaller arrays timed beside masks and beside the whole MiniLM.
 
-  python -m experiments.compress.structure
+  python -m experiments.compress.structure [--cores=1]
 
 Half of the heads and of the columns of the feed-forward parts are masked, by
 magnitude; `shrunk` has the arrays without them. `half the layers` has layers 0,
 2 and 5. No model is trained: what is measured is speed, and how far masked and
-shrunk outputs differ. The model is the package of `minilm`.
+shrunk outputs differ. With --cores the program keeps to so many: what starts
+and joins threads is no longer a part of the time. The model is the package of
+`minilm`.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 
@@ -66,6 +69,7 @@ def measure() -> list[dict]:
     name = 'masked again' if name == 'control' else name
     rows.append(
       {
+        'cores': len(os.sched_getaffinity(0)),
         'model': name,
         **{key: row[key] for key in ('batch', 'length')},
         **{
@@ -88,7 +92,14 @@ def main() -> int:
   parser.add_argument(
     '--csv', type=pathlib.Path, default=table.RESULTS / 'compress_structure.csv'
   )
-  table.write(parser.parse_args().csv, measure())
+  parser.add_argument('--cores', type=int, default=0, help='0: all')
+  options = parser.parse_args()
+  if options.cores:
+    # Before the first device is asked for, which starts the threads.
+    mine = sorted(os.sched_getaffinity(0))[: options.cores]
+    os.sched_setaffinity(0, mine)
+  keys = ('cores', 'batch', 'length', 'model')
+  table.merge(options.csv, measure(), *keys)
   return 0
 
 
