@@ -6,9 +6,9 @@ Command: python -m effformer.main --config=configs/pair.py
   and --config.data.train=FILE.tsv with the columns `sentence1`, `sentence2` and
   `label`; without own files, the pairs of papers of LRA Retrieval. Both texts
   stand in one row; --config.model.pair_head=nli reads them apart.
-Device: one accelerator; on two CPU cores about an hour.
+Device: one accelerator; on two CPU cores an hour and a half.
 Expect: on MRPC the majority of the 1,725 test pairs is 66.5.
-Smallest command, five minutes on two CPU cores:
+Smallest command, seven minutes on two CPU cores:
   python -m effformer.main --config=configs/pair.py:full,quick
 
 Argument: mechanism, preset=modern, quick.

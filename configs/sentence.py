@@ -6,10 +6,10 @@ Paper: Wang et al., MiniLM (2020), arXiv 2002.10957; all-MiniLM-L6-v2, see
 Command: python -m effformer.main --config=configs/sentence.py
   and --config.data.train=FILE.tsv with the columns `sentence` and `label`;
   without own files, the reviews of IMDb.
-Device: one accelerator; on two CPU cores about two hours.
+Device: one accelerator; on two CPU cores about five hours.
 Expect: on SST-2 the floors of the 1,821 test sentences are 49.6 (majority) and
   73.9 (bag of subwords).
-Smallest command, five minutes on two CPU cores:
+Smallest command, seven minutes on two CPU cores:
   python -m effformer.main --config=configs/sentence.py:full,quick
 
 Argument: mechanism (another than `full` takes the place of the attention, and

@@ -180,7 +180,8 @@ def _run(argv, values, stop) -> None:
       f'{_PROGRAM} --config=configs/lra_text.py:linear,quick'
     )
   config, overridden = config_lib.load(chosen, overrides)
-  if config.compress.steps and values.mode != 'compress':
+  is_small = bool(config.compress.steps)
+  if is_small and values.mode not in ('compress', 'predict'):
     raise errors.ConfigError(
       f'this config has the steps of a compression, and --mode={values.mode} '
       'would leave them out.\nAdd --mode=compress.'
@@ -200,7 +201,11 @@ def _run(argv, values, stop) -> None:
     session.dry_run(config, console)
     return
   folder = values.workdir or _default_workdir(chosen)
-  if values.mode == 'predict':
+  if values.mode == 'predict' and is_small:
+    from effformer.compress import command
+
+    command.predict(config, folder, values.input, console)
+  elif values.mode == 'predict':
     from effformer.train import prediction
 
     prediction.predict(config, folder, values.input, stop, console)

@@ -5,12 +5,14 @@
     WORKDIR/recipe             what the steps left, see `pipeline`
     WORKDIR/controls/NAME      the same of each control
     WORKDIR/model              the compressed model (`artefact`)
+    WORKDIR/data.json          names of the classes, for --mode=predict
     WORKDIR/compression.json   sizes, quality, speed
 
 Interrupted, it goes on where it was; the measurements at the end are made anew.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,17 +20,26 @@ import jax
 import ml_collections
 
 from effformer import config as config_lib
-from effformer import durable, errors
+from effformer import durable, errors, tasks
 from effformer.compress import (
   artefact,
   measuring,
+  outputs,
   pipeline,
   recipe,
   step_kinds,
 )
 from effformer.compress.steps import Parent
-from effformer.train import preemption, screen, session, workdir
+from effformer.train import (
+  identity,
+  prediction,
+  preemption,
+  screen,
+  session,
+  workdir,
+)
 
+MODEL = 'model'
 # How a run is measured, not what it makes.
 MAY_CHANGE = (*workdir.MAY_CHANGE, 'compress.shapes')
 
@@ -75,7 +86,8 @@ def compress(
     parent = pipeline.parent_of(plain, parent_path, stop, console)
     parent = _seeded(parent, config.compress.seed)
     small = pipeline.run(parent, rows, folder / 'recipe', stop, console)
-    artefact.save(small, folder / 'model')
+    identity.write_data(folder, parent.task.dataset)
+    artefact.save(small, folder / MODEL)
     others = _controls(config, rows, parent, folder, stop, console)
     found = measuring.measure(
       config, parent, rows, folder / 'recipe', others, stop, console
@@ -84,6 +96,40 @@ def compress(
     durable.replace(place, durable.dumps(found, indent=1).encode())
     console.say('', *measuring.lines(found), f'written to {place}')
     return found
+
+
+def predict(
+  config: ml_collections.ConfigDict,
+  path: str,
+  given: Sequence[str],
+  console: screen.Screen,
+) -> list[dict[str, Any]]:
+  """`prediction.predict` by the compressed model, computed with its codes.
+
+  Args:
+    config: of the compression.
+    path: its folder.
+    given: inputs, see there.
+    console: what people see.
+
+  Raises:
+    ConfigError, DataError: see there.
+    CheckpointError: the folder holds no compressed model.
+  """
+  folder = pathlib.Path(path)
+  model = artefact.load(folder / MODEL)
+  task = tasks.make(model.config, identity.known_data(folder, config.task))
+  run = outputs.function(model, task)
+  console.say(f'by {folder / MODEL}')
+  if task.dataset.stand_in:
+    console.say('trained on a STAND-IN: generated, not the real data')
+  return prediction.said(
+    task,
+    lambda rows: run(model.params, rows),
+    given,
+    config.data.max_length,
+    console,
+  )
 
 
 def _seeded(parent: Parent, seed: int) -> Parent:

@@ -209,8 +209,9 @@ class ChooseBits:
     choices: bits that a group of matrices may get.
     tile: inputs that share a scale.
     method: 'nearest' or 'gptq'.
-    tolerance: loss of the whole model that is enough: mean KL to the parent in
-      nats, of vectors 1 - cosine.
+    tolerance: loss of the whole model that is enough: mean KL to the model
+      before in nats, of vectors 1 - cosine. Until a plan has it further ones
+      are measured; 0 = the best of the first few.
     batches: of the train split: so many calibrate, the next so many choose.
     max_trials: plans that are measured at most.
   """

@@ -278,10 +278,13 @@ def _choose_bits(step, model, kept, own, place) -> Compressed:
       options,
       lambda plan: -loss(rounded(plan)),
       step.budget * 4 * number,
-      floor=-step.tolerance,
+      floor=-step.tolerance if step.tolerance else -np.inf,
       max_trials=step.max_trials,
     )
-  place.console.say(f'  {found.why}')
+  place.console.say(
+    f'  {found.why}; its loss is {-found.best.score:.3g}, of '
+    f'{step.budget:.3g} of the bytes'
+  )
   facts = {
     'why': found.why,
     'is_reached': found.is_reached,

@@ -1,6 +1,6 @@
 """--mode=predict: classes of single examples, or how alike two texts are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -57,21 +57,45 @@ def predict(
       f'{config.task} has no classes to predict.\n'
       'Let it write instead: --mode=generate.'
     )
-  examples = _read(task, given)
-  length = config.data.max_length
-  compiled, found = jax.jit(compute), []
+  compiled = jax.jit(compute)
+
+  def of_rows(rows):
+    return compiled(params, sharding.to_devices(mesh, rows, 1))
+
+  return said(task, of_rows, given, config.data.max_length, console)
+
+
+def said(
+  task: Task,
+  compute: Callable[[data.Batch], Any],
+  given: Sequence[str],
+  max_length: int,
+  console: screen.Screen,
+) -> list[dict[str, Any]]:
+  """What `predict` gives, by any function of a batch of one example.
+
+  Args:
+    task: of the data.
+    compute: batch -> probabilities [1, C], or unit vectors [1, 2, D].
+    given: see `predict`.
+    max_length: tokens that are read.
+    console: what people see.
+
+  Raises:
+    ConfigError, DataError: see `predict`.
+  """
+  examples, found = _read(task, given), []
   with data.eval_batches(
     MemorySource(examples),
     task.encode,
     batch_size=1,
-    max_length=length,
+    max_length=max_length,
     num_threads=0,
     encode_pair=task.encode_pair,
   ) as batches:
     for example, rows in zip(examples, batches, strict=True):
-      batch = sharding.to_devices(mesh, rows, 1)
-      found.append(_outcome(task, example, np.asarray(compiled(params, batch))))
-      console.say(*_lines(found[-1], length))
+      found.append(_outcome(task, example, np.asarray(compute(rows))))
+      console.say(*_lines(found[-1], max_length))
   return found
 
 
