@@ -5,15 +5,16 @@ Paper: Wang et al., MiniLM (2020), arXiv 2002.10957; all-MiniLM-L6-v2; of each
 Command: python -m effformer.main --mode=compress
   --config=configs/compress_minilm.py:int8-storage --workdir=runs/small
   and --config.data.train=FILE.tsv, data.validation and data.test: pairs with
-  the columns `sentence1`, `sentence2` and `score`, from 0 to 5 (STS-B). The
-  encoder is not trained before. With the word `sentence` (SST-2, CoLA) or
-  `pair` (MRPC) it is fine-tuned first, in WORKDIR/parent; or give a finished
-  run by --config.compress.parent=FOLDER, with the same settings.
+  the columns `sentence1`, `sentence2` and `score`, from 0 to 5 (STS-B);
+  without own files a generated stand-in. The encoder is not trained before.
+  With the word `sentence` (SST-2, CoLA) or `pair` (MRPC) it is fine-tuned
+  first, in WORKDIR/parent; or give a finished run by
+  --config.compress.parent=FOLDER, with the same settings.
 Device: one accelerator; on two CPU cores recipes without training take
   minutes, those with it about half an hour.
-Expect: int8-storage on STS-B: 22.9 of 90.3 MB, Spearman's rho x 100 82.0 as
+Expect: int8-storage on STS-B: 22.7 of 89.6 MB, Spearman's rho x 100 82.0 as
   before; the others are in the README and in docs/compression.md.
-Smallest command, five minutes on two CPU cores, with the files as above:
+Smallest command, five minutes on two CPU cores:
   python -m effformer.main --mode=compress
   --config=configs/compress_minilm.py:int8-storage,quick
 

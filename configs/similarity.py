@@ -5,14 +5,14 @@ Paper: Reimers & Gurevych, Sentence-BERT (2019), arXiv 1908.10084 (batch and
   all-MiniLM-L6-v2, see common.MINILM_L6 and configs/sentence.py.
 Command: python -m effformer.main --config=configs/similarity.py
   and --config.data.train=FILE.tsv, data.validation and data.test with the
-  columns `sentence1`, `sentence2` and `score`, from 0 to 5; there are no data
-  without own files. With --config.train.num_steps=0 the encoder is scored as
+  columns `sentence1`, `sentence2` and `score`, from 0 to 5; without own files a
+  generated stand-in. With --config.train.num_steps=0 the encoder is scored as
   it is.
 Device: one accelerator; on two CPU cores about an hour.
 Expect: Pearson's r x 100 on the 1,379 test pairs of STS-B: 82.7 with no step
   (Spearman's 82.0), 85.2 with `quick`, seed 0; the floors are 55.0 (shared
   subwords) and -0.4 (lengths).
-Smallest command, five minutes on two CPU cores, with the files as above:
+Smallest command, five minutes on two CPU cores:
   python -m effformer.main --config=configs/similarity.py:full,quick
 
 Argument: mechanism, preset=modern, quick.
