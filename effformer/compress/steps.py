@@ -134,7 +134,9 @@ def _train(step, model, kept, own, place) -> Compressed:
   config = config_lib.changed(
     model.config,
     {
+      # It begins with the model, and nothing comes before that.
       'model.pretrained': '',
+      'pretrain.num_steps': 0,
       'train.num_steps': step.steps,
       'train.learning_rate': step.learning_rate,
       'train.warmup_steps': round(_WARMUP * step.steps),
@@ -231,7 +233,8 @@ def _choose_bits(step, model, kept, own, place) -> Compressed:
       options,
       lambda plan: -loss(rounded(plan)),
       step.budget * 4 * number,
-      floor=-step.tolerance,
+      # Not -0.0, which would be said of it.
+      floor=0.0 - step.tolerance,
       max_trials=step.max_trials,
     )
   place.console.say(f'  {found.why}')
