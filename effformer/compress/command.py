@@ -7,7 +7,8 @@
     WORKDIR/model              the compressed model (`artefact`)
     WORKDIR/compression.json   sizes, quality, speed
 
-Interrupted, it goes on where it was; the measurements at the end are made anew.
+Interrupted, it goes on where it was; the measurements at the end are made anew,
+and so they are when other shapes are to be timed.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from effformer.compress import (
   measuring,
   pipeline,
   recipe,
+  speed,
 )
 from effformer.train import preemption, screen, session, workdir
 
@@ -61,7 +63,7 @@ def compress(
       )
     )
     done = durable.read_json(folder / workdir.COMPRESSION)
-    if done is not None:
+    if done is not None and _is_timed(done, config):
       console.say(
         f'{folder} holds a finished compression:', *measuring.lines(done)
       )
@@ -88,7 +90,22 @@ def without_steps(
 ) -> ml_collections.ConfigDict:
   """The config of the run whose model is compressed."""
   neutral = config_lib.neutral({}).compress
-  return config_lib.changed(config, {'compress': neutral.to_dict()})
+  # What is back at its default was not changed.
+  overridden = ','.join(
+    key
+    for key in config.overridden.split(',')
+    if not key.startswith('compress.')
+  )
+  return config_lib.changed(
+    config, {'compress': neutral.to_dict(), 'overridden': overridden}
+  )
+
+
+def _is_timed(done, config) -> bool:
+  """Whether what was measured is of the shapes that are asked for."""
+  wanted = {tuple(speed.shape(word)) for word in config.compress.shapes}
+  rows = done.get('speed', ())
+  return {(row['batch'], row['length']) for row in rows} == wanted
 
 
 def _rows(config) -> list[dict[str, Any]]:
