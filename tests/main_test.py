@@ -14,6 +14,7 @@ from effformer.train import preemption, workdir
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORDS = ('good', 'bad', 'fine', 'dull') * 15
 CONFIG = f'--config={ROOT}/configs/lra_text.py:linear,quick'
+COMPRESSION = f'--config={ROOT}/configs/compress_lra_text.py:int8-storage,quick'
 
 
 PATCHES = [
@@ -119,6 +120,16 @@ def test_what_was_compiled_once_is_not_compiled_again(tmp_path):
     ([CONFIG, '--config.train.num_steps=many'], 'train.num_steps'),
     ([CONFIG, '--config.model.num_heads=3'], 'model.num_heads'),
     (['--config=nowhere.py'], 'nowhere.py'),
+    ([COMPRESSION], 'and --mode=train would leave them out'),
+    ([COMPRESSION, '--mode=dry_run'], 'Add --mode=compress.'),
+    ([CONFIG, '--mode=compress', '--workdir=nowhere'], 'needs steps'),
+    (
+      [
+        *(COMPRESSION, '--mode=compress', '--workdir=nowhere'),
+        '--config.compress.steps.0.bits=9',
+      ],
+      'round: ',
+    ),
   ],
 )
 def test_a_mistake_is_one_short_message(capsys, arguments, words):
@@ -127,6 +138,7 @@ def test_a_mistake_is_one_short_message(capsys, arguments, words):
   assert words in captured.err
   assert 'Traceback' not in captured.err
   assert 1 <= len(captured.err.strip().splitlines()) <= 5
+  assert not pathlib.Path('nowhere').exists()
 
 
 @pytest.mark.parametrize('mode', ['eval', 'predict', 'generate'])

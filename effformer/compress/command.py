@@ -8,7 +8,8 @@
     WORKDIR/data.json          names of the classes, for --mode=predict
     WORKDIR/compression.json   sizes, quality, speed
 
-Interrupted, it goes on where it was; the measurements at the end are made anew.
+Interrupted, it goes on where it was; the measurements at the end are made anew,
+and so they are when other shapes are to be timed.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from effformer.compress import (
   outputs,
   pipeline,
   recipe,
+  speed,
   step_kinds,
 )
 from effformer.compress.steps import Parent
@@ -74,7 +76,7 @@ def compress(
       )
     )
     done = durable.read_json(folder / workdir.COMPRESSION)
-    if done is not None:
+    if done is not None and _is_timed(done, config):
       console.say(
         f'{folder} holds a finished compression:', *measuring.lines(done)
       )
@@ -153,6 +155,13 @@ def without_steps(
       'overridden': ','.join(left),
     },
   )
+
+
+def _is_timed(done, config) -> bool:
+  """Whether what was measured is of the shapes that are asked for."""
+  wanted = {tuple(speed.shape(word)) for word in config.compress.shapes}
+  rows = done.get('speed', ())
+  return {(row['batch'], row['length']) for row in rows} == wanted
 
 
 def _rows(config) -> list[dict[str, Any]]:

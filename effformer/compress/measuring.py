@@ -138,7 +138,8 @@ def plan(model: Compressed) -> list[dict[str, Any]]:
         {'part': f'layer {index} {part}', 'shape': shape, 'bits': _words(bits)}
       )
   for path, x in tensors.flatten(model.params).items():
-    if not path.startswith('encoder/') and tensors.is_rounded(path, x):
+    is_matrix = path in grids or tensors.is_rounded(path, x)
+    if not path.startswith('encoder/') and is_matrix:
       shape = ' x '.join(map(str, x.shape))
       own = {grids[path]} if path in grids else set()
       rows.append({'part': path, 'shape': shape, 'bits': _words(own)})

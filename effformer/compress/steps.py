@@ -178,7 +178,9 @@ def _train(step, model, kept, own, place) -> Compressed:
   config = config_lib.changed(
     model.config,
     {
+      # It begins with the model, and nothing comes before that.
       'model.pretrained': '',
+      'pretrain.num_steps': 0,
       'train.num_steps': step.steps,
       'train.learning_rate': step.learning_rate,
       'train.warmup_steps': round(_WARMUP * step.steps),

@@ -16,7 +16,12 @@ from effformer.train import workdir
 
 PARENT, CONTROL, COMPRESSED = 'parent', 'control', 'compressed'
 _COMPONENTS = ('embedding', 'attention', 'feed_forward', 'norms', 'head')
-_NEEDED = {'task', 'recipe', 'final', 'models', 'speed', 'plan', 'device'}
+_OWN = 'own steps'
+_NEEDED = {
+  *('task', 'recipe', 'final', 'models', 'speed', 'plan', 'device', 'steps'),
+  *('seed', 'stand_in', 'origin', 'versions', 'commit', 'overridden'),
+  *('parent_sha256', 'examples', 'floors'),
+}
 
 
 def find(places: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
@@ -64,8 +69,7 @@ def content(
 
 
 def _section(one) -> list[Block]:
-  recipe = one['recipe'] or 'own steps'
-  what = f'{recipe} of {one["task"]}, seed {one["seed"]}'
+  what = f'{one["recipe"] or _OWN} of {one["task"]}, seed {one["seed"]}'
   if one['stand_in']:
     what += ' (STAND-IN data, not a score)'
   versions = ', '.join(f'{k} {v}' for k, v in one['versions'].items())
@@ -107,6 +111,8 @@ def _quality(one) -> list[Block]:
   models, rows = one['models'], []
   name = models[0]['quality']['name']
   of_classes = 'kl' in models[0]['quality']
+  # Of two classes.
+  more = {k: w for k, w in _BINARY.items() if k in models[0]['quality']}
   for model in models:
     own = model['quality']
     rows.append(
@@ -117,6 +123,7 @@ def _quality(one) -> list[Block]:
         f'{100 * own["change"]:+.2f} [{100 * own["change_low"]:+.2f}, '
         f'{100 * own["change_high"]:+.2f}]',
         *(_of_classes(own) if of_classes else _of_vectors(own)),
+        *(f'{own[key]:.3f}' for key in more),
       ]
     )
   floors = ', '.join(
@@ -125,6 +132,7 @@ def _quality(one) -> list[Block]:
   )
   header = ['model', f'{name} x 100', 'change']
   header += _OF_CLASSES if of_classes else _OF_VECTORS
+  header += more.values()
   return [
     Text(
       f'Of the {one["examples"]:,} examples of the test split, with 95 % '
@@ -138,6 +146,7 @@ def _quality(one) -> list[Block]:
 
 
 _OF_CLASSES = ['same class', 'to right', 'to wrong', 'p', 'KL', 'calibration']
+_BINARY = {'matthews': 'Matthews', 'f1': 'F1'}
 _OF_VECTORS = ['cosine', 'least', '1st percentile', 'same neighbour', 'of ten']
 
 
@@ -190,6 +199,8 @@ def _size(one) -> list[Block]:
 
 
 def _speed(one) -> list[Block]:
+  if not one['speed']:
+    return [Text('Nothing was timed: compress.shapes was empty.')]
   rows = []
   for row in one['speed']:
     flops = row['xla_flops']
@@ -235,15 +246,31 @@ def _speed(one) -> list[Block]:
 
 
 def pictures(compressions: Sequence[Mapping[str, Any]]) -> list[Picture]:
-  """For each task: the score over bytes, and over milliseconds."""
-  tasks: dict[str, list] = {}
+  """For each task the score over bytes, and over the milliseconds of a shape.
+
+  What is on generated stand-ins is a task of its own; times of another shape or
+  device are not in one plot.
+  """
+  tasks: dict[tuple, list] = {}
   for one in compressions:
-    tasks.setdefault(one['task'], []).append(one)
+    tasks.setdefault((one['task'], one['stand_in']), []).append(one)
   return [
     picture
-    for task, group in sorted(tasks.items())
-    for picture in (_over_bytes(task, group), _over_time(task, group))
+    for (task, stand_in), group in sorted(tasks.items())
+    for picture in _of_task(f'{task}{"_stand_in" * stand_in}', group)
   ]
+
+
+def _of_task(task, group):
+  yield _over_bytes(task, group)
+  places: dict[tuple, list] = {}
+  for one in group:
+    # The first shape.
+    for row in one['speed'][:1]:
+      place = (row['batch'], row['length'], one['device'])
+      places.setdefault(place, []).append(one)
+  for number, (place, own) in enumerate(sorted(places.items())):
+    yield _over_time(task, own, place, number)
 
 
 def _over_bytes(task, group) -> Picture:
@@ -254,33 +281,33 @@ def _over_bytes(task, group) -> Picture:
   return _plot(task, points, 'MB on disk', 'bytes')
 
 
-def _over_time(task, group) -> Picture:
+def _over_time(task, group, place, number) -> Picture:
+  batch, length, device = place
   points = []
   for one in group:
     by_name = {row['model']: row for row in one['models']}
-    shape = (one['speed'][0]['batch'], one['speed'][0]['length'])
     for name, own in ((PARENT, PARENT), (COMPRESSED, one['final'])):
       row = next(
         row
         for row in one['speed']
-        if row['model'] == name and (row['batch'], row['length']) == shape
+        if (row['model'], row['batch'], row['length']) == (name, batch, length)
       )
       points.append((row['p50_ms'], by_name[own]['quality'], by_name[own], one))
-  x = f'milliseconds of {shape[0]} x {shape[1]}, {group[0]["device"]}'
-  return _plot(task, points, x, 'milliseconds')
+  x = f'milliseconds of {batch} x {length}, {device}'
+  return _plot(task, points, x, f'milliseconds_{number}')
 
 
 def _plot(task, points, x_label, name) -> Picture:
   pyplot = plots.load_pyplot()
   figure, axes = pyplot.subplots(figsize=(7.5, 5))
   colours = pyplot.colormaps['tab10'].colors
-  recipes = sorted({one['recipe'] for *_, one in points})
+  recipes = sorted({one['recipe'] or _OWN for *_, one in points})
   shown = set()
   for x, quality, model, one in points:
     score, low, high = (100 * quality[k] for k in ('score', 'low', 'high'))
     kind = model['model'].partition(':')[0]
     is_parent, is_control = kind == PARENT, kind == CONTROL
-    label = PARENT if is_parent else one['recipe']
+    label = PARENT if is_parent else one['recipe'] or _OWN
     axes.errorbar(
       x, score, [[max(score - low, 0)], [max(high - score, 0)]], capsize=2,
       marker='*' if is_parent else 'o', markersize=12 if is_parent else 6,
@@ -301,7 +328,8 @@ def _plot(task, points, x_label, name) -> Picture:
   axes.set_xscale('log')
   axes.set_xlabel(x_label)
   axes.set_ylabel(f'{points[0][1]["name"]} x 100, test')
-  axes.set_title(f'{task}: hollow are controls, the line is the frontier')
+  title = task.replace('_stand_in', ' (STAND-IN data, not a score)')
+  axes.set_title(f'{title}\nhollow are controls, the line is the frontier')
   axes.grid(True, alpha=0.3, which='both')
   axes.legend(fontsize=8)
   about = f'{task}: score over {x_label}'

@@ -69,8 +69,11 @@ def _is_stage(folder: pathlib.Path) -> bool:
 
 def _is_of_recipe(folder: pathlib.Path) -> bool:
   """Whether it is of a compression, or the training of one of its steps."""
-  is_step = (folder.parent.parent / workdir.RECIPE).exists()
-  return is_step or (folder / 'recipe' / workdir.RECIPE).exists()
+  if (folder.parent.parent / workdir.RECIPE).exists():
+    return True
+  # Also while its parent is trained, and there is no recipe yet.
+  compress = (durable.read_json(folder / 'config.json') or {}).get('compress')
+  return isinstance(compress, dict) and bool(compress.get('steps'))
 
 
 def _read(folder: pathlib.Path) -> Run:

@@ -462,3 +462,29 @@ def test_a_damaged_measurement_is_named(tmp_path, capsys):
   (tmp_path / 'efficiency.json').write_text('{}')
   assert __main__.main([str(tmp_path), f'--out={tmp_path / "out"}']) == 4
   assert 'efficiency.json' in capsys.readouterr().err
+
+
+# Compressions.
+
+
+def as_compression(folder):
+  path = folder / 'config.json'
+  config = json.loads(path.read_text())
+  config['compress'] = {'steps': {'0': {'do': 'round'}}}
+  path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize('has_begun', [True, False])
+def test_only_the_parent_is_a_run(tmp_path, has_begun):
+  """Not the compression, not the training of its steps and controls."""
+  work = write_run(tmp_path, finished=False)
+  as_compression(work)
+  write_run(work).rename(work / 'parent')
+  if has_begun:
+    for recipe in ('recipe', 'controls/no_teacher'):
+      step = work / recipe / 'step_1_train'
+      step.mkdir(parents=True)
+      (work / recipe / 'recipe.json').write_text('{}')
+      write_run(step).rename(step / 'run')
+  found = runs.find([tmp_path])
+  assert [run.folder for run in found] == [work / 'parent']

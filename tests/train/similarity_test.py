@@ -15,52 +15,19 @@ from effformer.train import (
   session,
   state,
 )
-from tests.pretrained.golden_test import folder_of
-from tests.subwords import save_tokenizer
 from tests.train.pretraining_test import StopAfter
-from tests.train.starting_test import FACTS, WORDS
-from tests.train.tiny_run import quiet_screen, tiny_config
-
-LENGTH = 7
-COUNTS = {'train': 24, 'validation': 11, 'test': 13}
-
-
-def pairs(count, seed):
-  rng = np.random.default_rng(seed)
-  for _ in range(count):
-    first, second = rng.choice(WORDS, 4), rng.choice(WORDS, 3)
-    yield ' '.join(first), ' '.join(second), round(rng.uniform(0, 5), 3)
-
-
-def write_pairs(path, rows):
-  lines = ['\t'.join(map(str, row)) for row in rows]
-  path.write_text('\n'.join(['sentence1\tsentence2\tscore', *lines]) + '\n')
-  return str(path)
+from tests.train.tiny_run import quiet_screen
+from tests.train.tiny_similarity import (
+  COUNTS,
+  LENGTH,
+  pairs,
+  similarity_config,
+)
 
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('model')
-  save_tokenizer(folder_of('bert-embedder', folder), WORDS)
-  config = config_lib.changed(
-    tiny_config('full'),
-    {
-      **FACTS,
-      'data.tokenizer': str(folder),
-      'model.pretrained': str(folder),
-      'data.max_length': LENGTH,
-      'train.batch_size': 8,
-      'train.eval_batch_size': 8,
-      'train.num_steps': 6,
-      **{
-        f'data.{split}': write_pairs(folder / f'{split}.tsv', pairs(count, n))
-        for n, (split, count) in enumerate(COUNTS.items())
-      },
-    },
-  )
-  with config.unlocked():
-    config.task = 'similarity'
-  return config
+  return similarity_config(tmp_path_factory.mktemp('model'))
 
 
 def train(config, folder, stop=None):

@@ -1,0 +1,289 @@
+"""Single steps on an untrained model: swap, bits, rounded training."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from effformer import config as config_lib
+from effformer import data, errors, tasks
+from effformer.compress import bits, outputs, recipe, steps, tensors
+from effformer.compress.artefact import Compressed
+from effformer.compress.tensors import QTensor
+from effformer.train import preemption
+from tests.train.tiny_run import quiet_screen, tiny_config, write_examples
+
+
+@pytest.fixture(scope='module')
+def parent(tmp_path_factory):
+  config = tiny_config(
+    'full',
+    **write_examples(
+      tmp_path_factory.mktemp('data'), train=40, validation=21, test=7
+    ),
+    model__num_layers=2,
+    model__dropout=0.0,
+    train__batch_size=8,
+    train__eval_batch_size=8,
+    train__eval_every_steps=1,
+  )
+  config = config_lib.changed(
+    config, {'model.layers': {'1': {'mlp_width': 7, 'num_heads': 2}}}
+  )
+  task = tasks.make(config)
+  params = jax.device_get(jax.jit(task.init)(jax.random.key(1)))
+  model = Compressed(config, 'classifier', 257, 2, False, params, '0' * 64)
+  return steps.Parent(model, task)
+
+
+def carry(parent, folder, *rows, model=None):
+  """The model after the first of the steps, and what was printed."""
+  found, console = recipe.read(rows), quiet_screen()
+  place = steps.Place(parent, found, preemption.Stop(), console)
+  model = model or parent.model
+  act = steps.CARRY[type(found[0])]
+  after = act(found[0], model, (0, 1), folder, place)
+  return after, console.console.file.getvalue()
+
+
+def flat(params):
+  return tensors.flatten(params)
+
+
+# Another attention.
+
+
+def test_another_attention_in_one_layer(parent, tmp_path):
+  model, printed = carry(
+    parent, tmp_path,
+    {'do': 'swap', 'mechanism': 'local', 'layers': [1],
+     'settings': {'window': 3}},
+  )  # fmt: skip
+  before, after = (
+    tasks.make(own.config, parent.task.dataset).model.layers
+    for own in (parent.model, model)
+  )
+  assert after[0] == before[0]
+  assert (after[1].mixer, dict(after[1].settings)['window']) == ('local', 3)
+  assert (after[1].mlp_width, dict(after[1].settings)['num_heads']) == (7, 2)
+  old, new = flat(parent.model.params), flat(model.params)
+  for path, x in old.items():
+    np.testing.assert_array_equal(new[path], x)
+  kept = [path for path in old if path.startswith('encoder/layer_1/mixer/')]
+  made = {*new} - {*old}
+  assert f'{len(kept)} parameters of attention stay, {len(made)} are' in printed
+  found = [
+    outputs.of_split(own, steps.task_of(own, parent), 'test')[0]
+    for own in (parent.model, model)
+  ]
+  assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_what_the_new_attention_lacks_is_made_by_the_seed(parent, tmp_path):
+  row = {'do': 'swap', 'mechanism': 'gla'}
+  config = config_lib.changed(parent.model.config, {'seed': 5})
+  first, again, other = (
+    carry(parent, tmp_path, row, model=parent.model._replace(config=own))[0]
+    for own in (parent.model.config, parent.model.config, config)
+  )
+  old, new = flat(parent.model.params), flat(first.params)
+  made = [
+    path
+    for path, x in new.items()
+    if path not in old or old[path].shape != x.shape
+  ]
+  assert made
+  assert all('/mixer/' in path for path in made)
+  for path, x in new.items():
+    np.testing.assert_array_equal(flat(again.params)[path], x)
+    if path not in made:
+      np.testing.assert_array_equal(old[path], x)
+  assert any(np.any(flat(other.params)[path] != new[path]) for path in made)
+
+
+# Bits.
+
+BITS = {
+  'do': 'choose_bits', 'budget': 0.24, 'choices': [8, 4, 2], 'tile': 12,
+  'batches': 2, 'max_trials': 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module', params=['nearest', 'gptq'])
+def chosen(request, parent, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('bits') / 'step_0_choose_bits'
+  row = {**BITS, 'method': request.param}
+  return row, folder, *carry(parent, folder, row)
+
+
+def test_bytes_are_within_the_budget(parent, chosen):
+  _, folder, model, printed = chosen
+  found = json.loads((folder / steps.SEARCH).read_text())
+  groups = bits.groups(parent.model.params)
+  paths = [path for own in groups.values() for path in own]
+  count = sum(flat(parent.model.params)[path].size for path in paths)
+  size = bits.num_bytes(model.params)
+  assert size == found['best']['cost']
+  assert 0.1 * 4 * count < size <= 0.24 * 4 * count
+  rounded = flat(model.params)
+  for group, own in groups.items():
+    for path in own:
+      grid = rounded[path].grid
+      assert str(grid.bits) == found['best']['plan'][group]
+      assert (grid.group, grid.tile, grid.rule) == ('tile', 12, 'clip')
+  codes = {path for path, x in rounded.items() if isinstance(x, QTensor)}
+  assert codes == {*paths}
+  assert len({*found['best']['plan'].values()}) > 1
+  assert found['why'] in printed
+
+
+def test_all_that_was_tried_is_kept(parent, chosen):
+  _, folder, _, _ = chosen
+  found = json.loads((folder / steps.SEARCH).read_text())
+  assert [path.name for path in folder.iterdir()] == [steps.SEARCH]
+  assert found['why'] == 'the best of the 4 plans measured reaches the floor'
+  assert found['is_reached'] is True
+  assert len(found['tried']) == 4
+  assert found['best'] in found['frontier']
+  assert found['best']['score'] == max(own['score'] for own in found['tried'])
+  for one, other in zip(found['frontier'], found['frontier'][1:], strict=False):
+    assert one in found['tried']
+    assert one['cost'] < other['cost']
+    assert one['score'] < other['score']
+  assert {*found['options']} == {*bits.groups(parent.model.params)}
+  for row in found['options'].values():
+    assert [option['name'] for option in row] == ['8', '4', '2']
+    assert row[0]['cost'] > row[1]['cost'] > row[2]['cost']
+
+
+def test_no_worse_than_the_same_bits_for_all(parent, chosen, tmp_path):
+  """By the KL, by hand, of batches that did not calibrate."""
+  row, folder, model, _ = chosen
+  (step,) = recipe.read([row])
+  assert (step.uniform.bits, step.uniform.method) == (4, row['method'])
+  uniform = steps.CARRY[recipe.Round](
+    step.uniform, parent.model, (0, 1), tmp_path,
+    steps.Place(parent, (step,), preemption.Stop(), quiet_screen()),
+  )  # fmt: skip
+  batches = [
+    data.batch_at(
+      parent.task.dataset.splits['train'], parent.task.encode, number, seed=0,
+      batch_size=8, max_length=16,
+    )
+    for number in (2, 3)
+  ]  # fmt: skip
+
+  def loss(own):
+    p_NC, q_NC = (
+      np.concatenate(
+        [np.asarray(parent.task.predict(x.numbers, batch), 'f8')
+         for batch in batches]
+      )
+      for x in (parent.model, own)
+    )  # fmt: skip
+    return float((p_NC * np.log(p_NC / q_NC)).sum(axis=-1).mean())
+
+  best = json.loads((folder / steps.SEARCH).read_text())['best']
+  assert -best['score'] == pytest.approx(loss(model), rel=1e-3, abs=1e-7)
+  assert 0 < loss(model) <= loss(uniform)
+
+
+def test_enough_is_enough(parent, tmp_path):
+  row = {**BITS, 'method': 'nearest', 'tolerance': 9.0, 'choices': [4, 2]}
+  carry(parent, tmp_path, row)
+  found = json.loads((tmp_path / steps.SEARCH).read_text())
+  assert found['is_reached'] is True
+  assert 'reaches the floor' in found['why']
+
+
+def test_a_budget_that_cannot_be_leaves_nothing(parent, tmp_path):
+  folder = tmp_path / 'step'
+  with pytest.raises(errors.ConfigError, match='no plan is within the budget'):
+    carry(parent, folder, {**BITS, 'method': 'nearest', 'budget': 0.03})
+  assert not folder.exists()
+
+
+def test_distances():
+  p_NC = np.array([[0.25, 0.75], [0.5, 0.5]])
+  q_NC = np.array([[0.5, 0.5], [0.5, 0.5]])
+  wanted = (0.25 * np.log(0.5) + 0.75 * np.log(1.5)) / 2
+  assert steps.distance(p_NC, q_NC) == pytest.approx(wanted)
+  a_N2D = np.array([[[1.0, 0], [0, 1]]])
+  b_N2D = np.array([[[0.6, 0.8], [0, 1]]])
+  assert steps.distance(a_N2D, b_N2D) == pytest.approx(0.2)
+  assert steps.distance(a_N2D, a_N2D) == 0
+
+
+# Training of what will be rounded.
+
+ROUND = {'do': 'round', 'bits': 2, 'tables': 0}
+
+
+def cross_entropy(task, params, batch):
+  """Mean of -log p(y) of the examples, as float64."""
+  p_BC = np.asarray(task.predict(params, batch), 'f8')
+  own_B = p_BC[np.arange(len(p_BC)), np.asarray(batch['label_B'])]
+  weight_B = np.asarray(batch['weight_B'], 'f8')
+  return -(weight_B * np.log(own_B)).sum() / weight_B.sum()
+
+
+def as_rounded(params):
+  (step,) = recipe.read([ROUND])
+  plan = tensors.uniform_plan(params, step.grid, tables=step.table_grid)
+  return tensors.dequantise(tensors.quantise(params, plan))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rounded', [True, False])
+def test_the_loss_is_of_what_will_be_rounded(parent, tmp_path, rounded):
+  row = {'do': 'train', 'steps': 4, 'learning_rate': 0.02, 'rounded': rounded}
+  model, _ = carry(parent, tmp_path, row, ROUND)
+  task, splits = parent.task, parent.task.dataset.splits
+  assert {np.asarray(x).dtype for x in jax.tree.leaves(model.params)} == {
+    np.dtype('float32')
+  }
+  lines = (tmp_path / 'run/metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  first = data.batch_at(
+    splits['train'], task.encode, 0, seed=0, batch_size=8, max_length=16
+  )
+  as_they_are, as_codes = (
+    cross_entropy(task, params, first)
+    for params in (parent.model.params, as_rounded(parent.model.params))
+  )
+  assert abs(as_they_are - as_codes) > 3e-3
+  wanted = as_codes if rounded else as_they_are
+  assert rows[0]['loss'] == pytest.approx(wanted, abs=1e-4)
+  # What was selected, and is handed on, was measured in the same way.
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  with data.eval_batches(
+    splits['validation'], task.encode, batch_size=21, max_length=16,
+    num_threads=0,
+  ) as batches:  # fmt: skip
+    whole = next(batches)
+  as_they_are, as_codes = (
+    cross_entropy(task, params, whole)
+    for params in (model.params, as_rounded(model.params))
+  )
+  assert abs(as_they_are - as_codes) > 3e-3
+  wanted = as_codes if rounded else as_they_are
+  assert result['validation']['loss'] == pytest.approx(wanted, abs=1e-4)
+  found = [own for own in rows if own['split'] == 'validation']
+  best = max(found, key=lambda own: own['accuracy'])
+  assert result['selected_step'] == best['step']
+
+
+@pytest.mark.slow
+def test_what_was_pretrained_is_not_pretrained_again(parent, tmp_path):
+  """The stage before the parent's run is none before that of a step."""
+  config = config_lib.changed(
+    parent.model.config,
+    {'pretrain.num_steps': 2, 'pretrain.learning_rate': 0.1},
+  )
+  row = {'do': 'train', 'steps': 1, 'learning_rate': 1e-7}
+  before = parent.model._replace(config=config)
+  model, _ = carry(parent, tmp_path, row, model=before)
+  assert not (tmp_path / 'run/pretrain').exists()
+  for path, x in flat(before.params).items():
+    np.testing.assert_allclose(flat(model.params)[path], x, atol=1e-5)
