@@ -138,7 +138,7 @@ class Train:
 
   Attributes:
     steps: of the optimiser; the rest is as in the parent's config.
-    learning_rate: its peak.
+    learning_rate: its peak, after a tenth of the steps; then a cosine to 0.
     lesson: see `teaching.Lesson`; by default labels alone.
     rounded: whether the loss is that of the parameters as the last step rounds
       them, with gradients straight through (`qat`).

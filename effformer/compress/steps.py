@@ -182,6 +182,8 @@ def _train(step, model, kept, own, place) -> Compressed:
       'model.pretrained': '',
       'pretrain.num_steps': 0,
       'train.num_steps': step.steps,
+      # Of 'rsqrt' the rate is a factor, and no peak.
+      'train.schedule': 'cosine',
       'train.learning_rate': step.learning_rate,
       'train.warmup_steps': round(_WARMUP * step.steps),
       'train.eval_every_steps': min(

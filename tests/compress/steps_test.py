@@ -215,6 +215,34 @@ def test_distances():
   assert steps.distance(a_N2D, a_N2D) == 0
 
 
+def test_a_training_step_has_a_schedule_of_its_own(
+  parent, monkeypatch, tmp_path
+):
+  seen, params = [], parent.model.params
+  monkeypatch.setattr(
+    steps.session, 'train', lambda config, *_, **__: seen.append(config)
+  )
+  monkeypatch.setattr(
+    steps.prediction, 'trained', lambda *_: (None, params, None)
+  )
+  config = config_lib.changed(
+    parent.model.config,
+    {
+      'train.schedule': 'rsqrt',
+      'train.warmup_steps': 900,
+      'train.eval_every_steps': 50,
+      'pretrain.num_steps': 3,
+    },
+  )
+  row = {'do': 'train', 'steps': 40, 'learning_rate': 0.02}
+  carry(parent, tmp_path, row, model=parent.model._replace(config=config))
+  [own] = seen
+  assert own.train.schedule == 'cosine'
+  assert (own.train.num_steps, own.train.warmup_steps) == (40, 4)
+  assert (own.train.learning_rate, own.train.eval_every_steps) == (0.02, 40)
+  assert own.pretrain.num_steps == 0
+
+
 # Training of what will be rounded.
 
 ROUND = {'do': 'round', 'bits': 2, 'tables': 0}
