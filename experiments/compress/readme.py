@@ -9,6 +9,7 @@ def block() -> list[str]:
     (_rounding, 'compress_rounding'),
     (_mixed, 'compress_mixed'),
     (_structure, 'compress_structure'),
+    (_crossover, 'compress_crossover'),
     (_depth, 'compress_depth'),
     (_recipes, 'compress_recipes'),
   )
@@ -120,6 +121,25 @@ def _structure(rows) -> list[str]:
     '',
     _made(rows, 'structure [--cores=1]'),
   ]
+
+
+def _crossover(rows) -> list[str]:
+  """From which length on another attention is faster."""
+  lengths = sorted({int(row['length']) for row in rows})
+  names = list(dict.fromkeys(row['attention'] for row in rows))
+  cells = {(row['attention'], int(row['length'])): row for row in rows}
+  lines = [
+    f'MiniLM with another attention in all layers, {rows[0]["batch"]} rows: '
+    'times as fast as with softmax attention in the same rounds, beside',
+    'softmax attention once more. Speed only; such a model has to be trained.',
+    '',
+    f'| attention | {" | ".join(f"{length:,}" for length in lengths)} |',
+    f'| --- |{" --- |" * len(lengths)}',
+  ]
+  for name in names[1:]:
+    own = [f'{float(cells[name, t]["ratio"]):.2f}' for t in lengths]
+    lines.append(f'| {name} | {" | ".join(own)} |')
+  return [*lines, '', _made(rows, 'crossover')]
 
 
 def _depth(rows) -> list[str]:

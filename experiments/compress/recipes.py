@@ -1,14 +1,14 @@
 """Recipes of --mode=compress on real tasks, over seeds, as one table.
 
   python -m experiments.compress.recipes --data=FOLDER --workdir=FOLDER \
-    --recipes=ternary-kd,binary-kd --tasks=sentence --seeds=0,1,2
+    --recipes=ternary-kd,binary-kd --tasks=sst2 --seeds=0,1,2
 
 FOLDER of the data holds files of GLUE as tsv (also .gz): glue_sst2_*, mrpc_*,
-stsb_* with train, validation and test. The parent of a task is the run of its
-config with `quick`, seed 0, and all recipes and seeds are of this parent; seeds
-are of the training and the choices of a recipe. Interrupted, it goes on where
-it was. A row is a model of a compression: the parent, after each step, and the
-controls.
+stsb_* with train, validation and test, and imdb_* as jsonl. The parent of a
+task is the run of its config with `quick`, seed 0 (of stsb the encoder as it
+is), and all recipes and seeds are of this parent; seeds are of the training and
+the choices of a recipe. Interrupted, it goes on where it was. A row is a model
+of a compression: the parent, after each step, and the controls.
 """
 
 import argparse
@@ -21,11 +21,33 @@ from effformer.compress import command
 from effformer.train import preemption, screen, session
 from experiments import table
 
-# Files and settings of each task.
+_ALL = {'data.test_examples': 0, 'data.validation_examples': 0}
+# Name -> config, files, and settings of its runs.
 TASKS = {
-  'sentence': ('glue_sst2', {'data.max_length': 48, 'train.num_steps': 600}),
-  'pair': ('mrpc', {'train.num_steps': 400}),
-  'similarity': ('stsb', {}),
+  'sst2': (
+    'sentence',
+    'glue_sst2',
+    {**_ALL, 'data.max_length': 48, 'train.num_steps': 600},
+  ),
+  'mrpc': ('pair', 'mrpc', {**_ALL, 'train.num_steps': 400}),
+  'stsb': (
+    'similarity',
+    'stsb',
+    {**_ALL, 'train.num_steps': 0, 'train.warmup_steps': 0},
+  ),
+  # Long texts, of which the first 512 subwords are read.
+  'imdb': (
+    'sentence',
+    'imdb',
+    {
+      'data.max_length': 512,
+      'data.test_examples': 1000,
+      'data.validation_examples': 500,
+      'train.batch_size': 8,
+      'train.eval_batch_size': 16,
+      'train.num_steps': 600,
+    },
+  ),
 }
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _QUALITY = (
@@ -36,10 +58,10 @@ _QUALITY = (
 
 def keys(folder: pathlib.Path, task: str) -> dict[str, object]:
   """The files of a task and what else its runs have."""
-  name, settings = TASKS[task]
-  found = {**settings, 'data.test_examples': 0, 'data.validation_examples': 0}
+  _, name, settings = TASKS[task]
+  found = dict(settings)
   for split in ('train', 'validation', 'test'):
-    paths = sorted(folder.glob(f'{name}_{split}.tsv*'))
+    paths = sorted(folder.glob(f'{name}_{split}.*'))
     if paths:
       found[f'data.{split}'] = str(paths[0])
   return found
@@ -62,18 +84,18 @@ def compress(
     **dict(pair.split('=', 1) for pair in options.set),
   }
   config, _ = config_lib.load(
-    f'{_ROOT}/configs/compress_minilm.py:{recipe},{task},quick',
+    f'{_ROOT}/configs/compress_minilm.py:{recipe},{TASKS[task][0]},quick',
     {**keys(options.data, task), **more},
   )
   place = options.workdir / f'{task}_{recipe}_{seed}'
   found = command.compress(config, str(place), stop, screen.Screen())
-  return [_row(found, model, recipe, seed) for model in found['models']]
+  return [_row(found, model, task, recipe, seed) for model in found['models']]
 
 
-def _row(found, model, recipe, seed):
+def _row(found, model, task, recipe, seed):
   quality = model['quality']
   return {
-    'task': found['task'],
+    'task': task,
     'recipe': recipe,
     'seed': seed,
     'model': model['model'],
@@ -97,7 +119,7 @@ def main() -> int:
   parser.add_argument('--data', type=pathlib.Path, required=True)
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--recipes', required=True)
-  parser.add_argument('--tasks', default='sentence')
+  parser.add_argument('--tasks', default='sst2')
   parser.add_argument('--seeds', default='0,1,2')
   parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE')
   parser.add_argument(
@@ -111,7 +133,8 @@ def main() -> int:
     for task in options.tasks.split(','):
       parent = options.workdir / f'{task}_parent'
       config, _ = config_lib.load(
-        f'{_ROOT}/configs/{task}.py:full,quick', keys(options.data, task)
+        f'{_ROOT}/configs/{TASKS[task][0]}.py:full,quick',
+        keys(options.data, task),
       )
       session.train(config, str(parent), stop, screen.Screen())
       for recipe in options.recipes.split(','):
