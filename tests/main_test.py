@@ -14,7 +14,11 @@ from effformer.train import preemption, workdir
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORDS = ('good', 'bad', 'fine', 'dull') * 15
 CONFIG = f'--config={ROOT}/configs/lra_text.py:linear,quick'
-COMPRESSION = f'--config={ROOT}/configs/compress_lra_text.py:int8-storage,quick'
+# Whatever would begin, there are no data for it.
+COMPRESSION = [
+  f'--config={ROOT}/configs/compress_lra_text.py:int8-storage,quick',
+  *('--config.data.train=nowhere.jsonl', '--workdir=nowhere'),
+]
 
 
 PATCHES = [
@@ -120,12 +124,12 @@ def test_what_was_compiled_once_is_not_compiled_again(tmp_path):
     ([CONFIG, '--config.train.num_steps=many'], 'train.num_steps'),
     ([CONFIG, '--config.model.num_heads=3'], 'model.num_heads'),
     (['--config=nowhere.py'], 'nowhere.py'),
-    ([COMPRESSION], 'and --mode=train would leave them out'),
-    ([COMPRESSION, '--mode=dry_run'], 'Add --mode=compress.'),
+    ([*COMPRESSION], 'and --mode=train would leave them out'),
+    ([*COMPRESSION, '--mode=dry_run'], 'Add --mode=compress.'),
     ([CONFIG, '--mode=compress', '--workdir=nowhere'], 'needs steps'),
     (
       [
-        *(COMPRESSION, '--mode=compress', '--workdir=nowhere'),
+        *(*COMPRESSION, '--mode=compress'),
         '--config.compress.steps.0.bits=9',
       ],
       'round: ',
