@@ -83,9 +83,11 @@ def test_result_says_everything(finished):
 
 def test_every_key_is_read_by_something(finished):
   # Heads of two texts and of tokens and subwords are refused here
-  # (config_task), and there is no stage before this run.
+  # (config_task), there is no stage before this run, and it is not compressed.
   stage = ('learning_rate', 'mask_fraction', 'objective', 'warmup_steps')
+  small = ('controls', 'parent', 'recipe', 'seed', 'shapes')
   assert finished[3] == [
+    *(f'compress.{key}' for key in small),
     'data.tokenizer',
     'model.pair_head',
     'model.token_head',
