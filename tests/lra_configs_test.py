@@ -278,6 +278,7 @@ def test_sizes_are_those_of_lra(name, preset, millions):
   ],
 )
 @pytest.mark.parametrize('mechanism', common.MIXERS)
+@pytest.mark.slow
 def test_modern_keeps_to_the_size_rule_of_lra(name, mechanism):
   """At most 10% more parameters than the published Transformer."""
   published = num_params(name, 'preset=repo')
@@ -295,6 +296,7 @@ def test_modern_keeps_to_the_size_rule_of_lra(name, mechanism):
   ],
 )
 @pytest.mark.parametrize('mechanism', common.MIXERS)
+@pytest.mark.slow
 def test_modern_mechanisms_of_pathfinder_are_of_one_size(name, mechanism):
   """At most 10% more parameters than `full`, which is larger than LRA's."""
   base = num_params(name, 'full,preset=modern')

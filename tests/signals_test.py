@@ -52,6 +52,7 @@ def finish(folder, data) -> None:
   assert process.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_a_signal_while_training_saves_that_step(data, alone, tmp_path):
   process = tiny.start(tiny.command(tmp_path, data, **KEYS))
   wait_for(process, 'step 100  validation')

@@ -104,11 +104,12 @@ MORE = [
 ]
 
 
-def each(cases, **needs):
+def each(cases, *, quick=None, **needs):
   """Parametrises over the cases that declare or set what is needed.
 
   All but the main form of each mechanism are slow tests: there are many. Where
-  causal cases are asked for, the main form is that.
+  causal cases are asked for, the main form is that. Of laws that take long to
+  compile the first `quick` mechanisms are left to the quick tests.
   """
   core = PLAIN
   if needs.get('is_causal'):
@@ -123,8 +124,9 @@ def each(cases, **needs):
       for key, value in needs.items()
     )
   ]
+  first = [case for case in chosen if case in core][:quick]
   marked = [
-    case if case in core else pytest.param(case, marks=pytest.mark.slow)
+    case if case in first else pytest.param(case, marks=pytest.mark.slow)
     for case in chosen
   ]
   return pytest.mark.parametrize('case', marked, ids=str)

@@ -66,7 +66,7 @@ def use(case, capability):
   'capability',
   ['bidirectional', 'cross', 'packing', 'streaming', *ASKED],
 )
-@each(PLAIN)
+@each(PLAIN, quick=8)
 def test_capability_is_there_or_refused(case, capability):
   if getattr(case.supports, capability):
     jax.block_until_ready(use(case, capability))

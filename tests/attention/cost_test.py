@@ -129,6 +129,7 @@ def test_memory_is_linear_where_declared(name, is_causal, is_packed):
 
 
 @VARIANTS
+@pytest.mark.slow
 def test_operations_are_linear_where_declared(name, is_causal, is_packed):
   exponent = time_exponent(name, is_packed, **settings_of(name, is_causal))
   if attention.TABLE[name].supports.linear_time:

@@ -50,7 +50,7 @@ def test_examples_are_independent(case):
   np.testing.assert_array_equal(run(case, other_BTD, tokens)[0], y_BTD[0])
 
 
-@each(PLAIN)
+@each(PLAIN, quick=5)
 def test_bfloat16_is_close_to_float32(case):
   half = case.having(dtype=jnp.bfloat16)
   x_BTD, tokens = normal(B, T, D), Tokens.from_lengths(np.array([T, 4]), T)
@@ -85,7 +85,7 @@ def test_sums_are_float32_in_bfloat16(case):
   assert_close(np.asarray(y_BTD[0, -1], 'f4'), expected_D, BF16_TOLERANCE)
 
 
-@each([c for c in PLAIN if 'dropout' in attention.settings(c.name)])
+@each([c for c in PLAIN if 'dropout' in attention.settings(c.name)], quick=5)
 def test_dropout_acts_and_keeps_the_mean(case):
   dropping = case.having(dropout=0.4)
   x_BTD, tokens = normal(B, T, D), Tokens.from_lengths(np.array([T, T]), T)

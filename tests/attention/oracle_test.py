@@ -38,7 +38,7 @@ def test_equals_dense_definition(case):
   compare_with_definition(case)
 
 
-@each([case for case in CASES + MORE if 'num_heads' in case.settings])
+@each([case for case in CASES + MORE if 'num_heads' in case.settings], quick=3)
 def test_heads_one_by_one_equal_dense_definition(monkeypatch, case):
   monkeypatch.setattr(one_by_one, 'is_faster', lambda *shape: True)
   y_BTD = compare_with_definition(case)

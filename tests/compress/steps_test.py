@@ -12,6 +12,7 @@ from effformer.compress import bits, outputs, recipe, steps, tensors
 from effformer.compress.artefact import Compressed
 from effformer.compress.tensors import QTensor
 from effformer.train import preemption
+from tests import slow
 from tests.train.tiny_run import quiet_screen, tiny_config, write_examples
 
 
@@ -110,7 +111,7 @@ BITS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope='module', params=['nearest', 'gptq'])
+@pytest.fixture(scope='module', params=slow.after(1, ['nearest', 'gptq']))
 def chosen(request, parent, tmp_path_factory):
   folder = tmp_path_factory.mktemp('bits') / 'step_0_choose_bits'
   row = {**BITS, 'method': request.param}

@@ -179,6 +179,7 @@ def test_without_the_release_the_images_are_ours_and_say_so(tmp_path):
   assert catalogue.prepared('pathfinder32', tmp_path)[0].origin == loaded.origin
 
 
+@pytest.mark.slow
 def test_a_long_preparation_says_how_far_it_is(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(builders, '_TELL_EVERY', 0)
   load(tmp_path)
@@ -228,6 +229,7 @@ def test_no_worker_outlives_its_parent(tmp_path, repository):
     time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_the_release_comes_before_ours(release):
   folder, place = release
   hidden = folder / 'hidden'

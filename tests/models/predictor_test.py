@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from effformer.models import encoder, predictor
+from tests import slow
 from tests.models.parameters import random_variables
 
 B, T, D, F, Y = 2, 7, 12, 10, 11
@@ -70,7 +71,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(('stack', 'fields'), CASES)
+@pytest.mark.parametrize(('stack', 'fields'), slow.after(2, CASES))
 def test_a_stream_gives_what_the_call_gives(stack, fields):
   model, params, apply = model_of(stack, **fields)
   front = model.has_front

@@ -109,6 +109,7 @@ RANDOM = [
 
 
 @pytest.mark.parametrize(('mixer', 'settings'), RANDOM, ids=str)
+@pytest.mark.slow
 def test_what_mixers_draw_is_drawn_again(mixer, settings, monkeypatch):
   module = build((layer(mixer, settings, mlp_chunk=3),), dropout=0.3)
   assert_gradients_are_those_of_autodiff(module, monkeypatch)

@@ -15,6 +15,7 @@ from effformer.data import (
   pair_stand_in,
   stand_in,
 )
+from tests import slow
 from tests.subwords import save_tokenizer
 
 SIZES = {'train': 40, 'validation': 6, 'test': 20}
@@ -81,7 +82,8 @@ def test_every_task_has_a_config_and_floors():
 
 # The larger ones are the same code on more pixels.
 @pytest.mark.parametrize(
-  'name', [n for n in FLOORS if n[-3:] not in ('r64', '128', '256')]
+  'name',
+  slow.after(2, [n for n in FLOORS if n[-3:] not in ('r64', '128', '256')]),
 )
 def test_from_config_to_loss(config_of, name):
   config = config_of(name)

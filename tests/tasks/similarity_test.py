@@ -133,6 +133,7 @@ def test_loss_and_measures_by_hand(task, batch):
   assert shown['pearson'] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_formula(task, batch):
   """dL/dtheta = mean_n 2 (cos_n - y_n) dcos_n/dtheta."""
   params = task.init(jax.random.key(1))

@@ -49,6 +49,7 @@ def test_measures_the_model_and_exact_softmax(config, tmp_path):
   }
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_not_run(config, tmp_path, monkeypatch):
   outcome = efficiency.measure(
     config, str(tmp_path), quiet_screen(), lengths=(512,), rounds=1

@@ -103,6 +103,7 @@ def test_the_run_starts_from_the_trunk_of_the_best_step(config, finished):
 
 
 @pytest.mark.parametrize('every', [4, 7])
+@pytest.mark.slow
 def test_stopped_again_and_again_it_ends_in_the_same_bytes(
   config, finished, tmp_path, every
 ):

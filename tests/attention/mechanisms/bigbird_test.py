@@ -189,6 +189,7 @@ def test_random_blocks_depend_on_head_and_seed_and_not_on_padding():
 
 
 @pytest.mark.parametrize('global_tokens', [0, 2])
+@pytest.mark.slow
 def test_dropout_is_of_all_weights_and_of_no_blocks(global_tokens):
   case = sparse(block=1, num_random=1, global_tokens=global_tokens)
   x_BTD = normal(B, T, D)

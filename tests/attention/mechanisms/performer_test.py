@@ -199,6 +199,7 @@ def softmax_like(case, scale):
 
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('is_causal', [False, True])
+@pytest.mark.slow
 def test_large_queries_and_keys_stay_finite(form, is_causal):
   case = PLAIN.having(features=form, causal=is_causal)
   gradients, y_BTD = softmax_like(case, 100.0)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from effformer.attention.primitives import one_by_one
+from tests import slow
 from tests.attention.cases import (
   PACKED,
   PLAIN,
@@ -41,7 +42,7 @@ DROPPING = [
 ]
 
 
-@pytest.mark.parametrize('case', DROPPING, ids=str)
+@pytest.mark.parametrize('case', slow.after(1, DROPPING), ids=str)
 def test_drops_what_rows_together_drop(monkeypatch, case):
   tokens = case.tokens(PACKED)
   keep_BT = np.asarray(tokens.keep_BT)
