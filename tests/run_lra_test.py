@@ -288,6 +288,7 @@ def test_variants_are_other_runs():
   ('task', 'mechanism'),
   [('text', 'mega'), ('text', 'linformer'), ('retrieval', 'local+s5')],
 )
+@pytest.mark.slow
 def test_matched_models_are_of_the_size_of_full(task, mechanism):
   (only,) = run_lra.grid(
     run_lra.arguments(

@@ -22,6 +22,7 @@ def of(outcome, model, kind='train'):
   ]
 
 
+@pytest.mark.slow
 def test_measures_the_model_and_exact_softmax(config, tmp_path):
   console = quiet_screen()
   outcome = efficiency.measure(

@@ -117,6 +117,7 @@ def test_killed_between_validation_row_and_best_parameters(
   assert result_of(*finish(start, tmp_path)) == alone
 
 
+@pytest.mark.slow
 def test_killed_between_saves_ends_in_the_same_bytes(start, tmp_path, alone):
   for call in range(1, 13):
     folder = tmp_path / str(call)

@@ -76,6 +76,7 @@ def test_two_blocks_that_change_places_are_softmax_attention():
   ],
   ids=str,
 )
+@pytest.mark.slow
 def test_other_forms_equal_their_definition(settings):
   case = make(block=2, max_length=LONGER, **settings)
   sample_BTD = normal(2, T, D, seed=2) * KEEP_BT[..., None]

@@ -92,6 +92,7 @@ def test_both_directions(form):
 
 
 @pytest.mark.parametrize('form', FORMS)
+@pytest.mark.slow
 def test_state_goes_on(form):
   streams = streams_of(form)
   run = jax.jit(functools.partial(recurrence.causal, chunk=4))
