@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A room may import rooms of lower levels, and itself.
 LEVELS = {
   'errors': 0,
+  'scores': 0,
   'shapes': 0,
   'cost': 0,
   'timing': 0,
@@ -140,6 +141,17 @@ def test_only_one_loop():
     )
   ]
   assert callers == ['loop.py']
+
+
+def test_reports_need_no_jax():
+  program = (
+    'import sys, effformer.report.__main__; assert "jax" not in sys.modules'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True,
+    check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
 
 
 def test_importing_does_nothing():

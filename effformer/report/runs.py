@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from effformer import durable, tasks
+from effformer import durable, scores
 from effformer.errors import CheckpointError, ConfigError
-from effformer.train import records, result, workdir
+from effformer.train import records, workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,8 @@ class Run:
 
   @property
   def score(self) -> str:
-    """The measure that is its score; until it is finished, by its task."""
-    if self.result is None:
-      return tasks.SCORES.get(self.config['task'], 'accuracy')
-    return result.score_of(self.result)
+    """The measure that is its score."""
+    return scores.of_task(self.config['task'])
 
 
 def find(

@@ -20,14 +20,7 @@ from effformer.tasks import (
 from effformer.tasks.task import Task
 from effformer.tasks.tokens import pretraining
 
-__all__ = [
-  'SCORES',
-  'TABLE',
-  'Task',
-  'make',
-  'pretraining',
-  'without_data',
-]
+__all__ = ['TABLE', 'Task', 'make', 'pretraining', 'without_data']
 
 TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'text': text.make,
@@ -40,9 +33,6 @@ TABLE: dict[str, Callable[[ml_collections.ConfigDict, Dataset], Task]] = {
   'similarity': similarity.make,
   **{f'pathfinder{size}': image.make for size in PATHFINDER_RESOLUTIONS},
 }
-
-# Scores of tasks whose score is not accuracy; see `Task`.
-SCORES = {'similarity': similarity.SCORE}
 
 
 def make(

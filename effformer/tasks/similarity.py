@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from effformer import data
+from effformer import data, scores
 from effformer.data.dataset import TEXTS, Source, read_all
 from effformer.data.sentence_pairs import HIGHEST, PER_POINT
 from effformer.data.tokenizers import Tokenizer
@@ -22,7 +22,6 @@ from effformer.pretrained import tokenizer
 from effformer.tasks import classification, correlation
 from effformer.tasks.task import Task, stacked
 
-SCORE = 'pearson'
 _HIGHEST_LABEL = HIGHEST * PER_POINT
 
 
@@ -74,9 +73,8 @@ def make(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Task:
     None,
     lambda: measure_floors(dataset.splits['test'], subwords, max_length),
     classification.TWO_TEXTS,
-    select=SCORE,
+    select=scores.PEARSON,
     summarise=correlation.summarise,
-    score=SCORE,
     stacks_texts=True,
     embed=lambda params, batch: jnp.stack(vectors(params, batch), axis=1),
   )

@@ -2,13 +2,12 @@
 
 import pathlib
 import subprocess
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 import effformer
-from effformer import durable, errors
+from effformer import durable, errors, scores
 from effformer.train import identity, loop, state
 
 # What `lines` shows; a file without it was not written by `make`.
@@ -31,11 +30,6 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
       'Delete it: the same command then tests the run again.'
     )
   return result
-
-
-def score_of(result: Mapping[str, Any]) -> str:
-  """The measure that is a result's score; of the oldest ones, accuracy."""
-  return result.get('score', 'accuracy')
 
 
 def commit() -> str | None:
@@ -134,7 +128,7 @@ def make(
 def lines(result: dict[str, Any]) -> list[str]:
   """The result for people: the score beside its floors, and what it is."""
   test, validation = result['test'], result['validation']
-  score = score_of(result)
+  score = scores.of_task(result['task'])
   data = 'STAND-IN DATA (not a score)' if result['stand_in'] else 'real data'
   bits, stage, start = [], result.get('pretrain'), result.get('start')
   if 'bits' in test:

@@ -236,16 +236,6 @@ def test_another_score_than_accuracy_is_named(report, tmp_path):
   assert 'Floors, in percent: bag of bytes 62.0, majority 50.0.' in text
 
 
-def test_results_of_before_scores_had_names_are_of_accuracy(tmp_path):
-  folder = write_run(tmp_path)
-  path = folder / 'result.json'
-  result = json.loads(path.read_text())
-  del result['score']
-  path.write_text(json.dumps(result))
-  (group,) = gathered(tmp_path)
-  assert (group.measure, group.mean) == ('accuracy', pytest.approx(70))
-
-
 # Plots and pages.
 
 

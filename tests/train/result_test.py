@@ -128,7 +128,7 @@ def test_lines_name_another_score():
     for split, value in (('validation', 0.86958), ('test', -0.0031))
   }
   floors = {'lengths': -0.0042}
-  lines = result.lines(outcome(score='pearson', floors=floors, **scores))
+  lines = result.lines(outcome(task='similarity', floors=floors, **scores))
   assert lines[:3] == [
     'test pearson        -0.31  of 5 examples, loss 0.0300; real data',
     'validation pearson  86.96  of 5 examples, step 800 (best)',
