@@ -31,7 +31,7 @@ BRANCHES = ('mixer', 'mlp')
 # What each branch is made of.
 _FACTS = {
   'mixer': ('mixer', 'settings', 'conv_width', 'causal'),
-  'mlp': ('mlp_width', 'activation', 'mlp_chunk'),
+  'mlp': ('mlp_width', 'mlp_rank', 'activation', 'mlp_chunk'),
 }
 
 Table = Mapping[str, float]
@@ -45,7 +45,7 @@ class Part(NamedTuple):
     branch: of `BRANCHES` the one of the only block, each with its norm, the
       mixer with its convolution; '' for the whole of the encoder.
     width: D.
-    norm_order: 'pre' or 'post'.
+    norm, norm_order: of the model.
     dtype: name of the compute type.
     batch: rows.
     length: tokens of each, all of them real.
@@ -54,6 +54,7 @@ class Part(NamedTuple):
   layers: tuple[LayerConfig, ...]
   branch: str
   width: int
+  norm: str
   norm_order: str
   dtype: str
   batch: int
@@ -196,7 +197,10 @@ def machine() -> dict[str, Any]:
 
 def program(part: Part) -> Callable[[], jax.Array]:
   """() -> what the compiled part gives, of random inputs and parameters."""
-  common = {'norm_order': part.norm_order, 'dtype': build.DTYPES[part.dtype]}
+  common = {
+    **{'norm': part.norm, 'norm_order': part.norm_order},
+    'dtype': build.DTYPES[part.dtype],
+  }
   keywords = {'deterministic': True}
   if part.branch:
     (layer,) = part.layers
@@ -247,7 +251,8 @@ def _inputs(batch, length, width, dtype):
 def _part(config, layers, branch, batch, length):
   model = config.model
   return Part(
-    layers, branch, model.width, model.norm_order, model.dtype, batch, length
+    *(layers, branch, model.width, model.norm, model.norm_order, model.dtype),
+    *(batch, length),
   )
 
 

@@ -1,5 +1,6 @@
 """What is measured, how often, and what is kept; times themselves are faked."""
 
+import dataclasses
 import json
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from effformer.compress import latency_table
 from effformer.compress.latency_table import Part
 from effformer.errors import CheckpointError
 from effformer.models import build
+from effformer.models.block import LayerConfig
 from tests.models.build_test import make_config
 
 LAYERS = {'1': {'mlp_width': 7}, '2': {'share': 'a'}}
@@ -51,14 +53,17 @@ def test_every_layer_has_a_mixer_and_a_feed_forward_part():
   layers = build.layer_configs(make_config('full', LAYERS))
   for own, layer in zip(found, layers, strict=True):
     for part in own:
-      assert part == Part((layer,), part.branch, 12, 'pre', 'float32', B, T)
+      assert part == Part(
+        (layer,), part.branch, 12, 'layer', 'pre', 'float32', B, T
+      )
 
 
 @pytest.mark.parametrize(
   ('row', 'branches'),
   [
     ({'share': 'a'}, ''), ({'mlp_width': 8}, 'f'),
-    ({'activation': 'relu'}, 'f'),
+    ({'activation': 'relu'}, 'f'), ({'mlp_rank': 2}, 'f'),
+    ({'conv_width': 2}, 'm'),
     ({'num_heads': 2}, 'm'), ({'head_width': 2}, 'm'), ({'mixer': 'fnet'}, 'm'),
   ],
   ids=str,
@@ -70,11 +75,19 @@ def test_parts_are_the_same_where_their_facts_are(row, branches):
     assert (one.key == other.key) == (branch not in branches)
 
 
+def test_of_what_a_layer_is_only_the_group_is_no_fact():
+  ((mixer, mlp), *_) = parts_of({})
+  names = {name for part in (mixer, mlp) for name in part.facts['layers'][0]}
+  fields = {field.name for field in dataclasses.fields(LayerConfig)}
+  assert names == fields - {'share'}
+
+
 @pytest.mark.parametrize(
   'other',
   [
     {'batch': 3}, {'length': 4}, {'model__width': 9},
-    {'model__norm_order': 'post'}, {'model__dtype': 'bfloat16'},
+    {'model__norm': 'rms'}, {'model__norm_order': 'post'},
+    {'model__dtype': 'bfloat16'},
   ],
   ids=str,
 )  # fmt: skip
@@ -185,8 +198,8 @@ def test_a_program_is_of_the_part_alone(branch, norm_order, called):
   """Of an encoder, of every layer: none of them is scanned."""
   layers = build.layer_configs(make_config('full'))
   part = Part(
-    layers if branch == '' else layers[:1], branch, 12, norm_order, 'float32',
-    B, T,
+    layers if branch == '' else layers[:1], branch, 12, 'rms',
+    norm_order, 'float32', B, T,
   )  # fmt: skip
   names, widths = [], set()
 
