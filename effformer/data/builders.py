@@ -285,14 +285,12 @@ def find(
   folder = _folder(builder_class, directory)
   if not (folder / 'dataset_info.json').is_file():
     return None
-  try:
+  with prepared_source.reading(folder):
     builder = builder_class(data_dir=directory, file_format='array_record')
     splits = builder.info.splits.values()
     is_whole = bool(builder.info.metadata['fingerprints']) and all(
       os.path.isfile(path) for split in splits for path in split.filepaths
     )
-  except Exception as error:
-    raise prepared_source.damaged(folder, error) from error
   return builder if is_whole else None
 
 

@@ -164,7 +164,7 @@ def obtain(
   known = _known(name)
   if known.builder is None:
     if stand_in:
-      return _stand_in(known, folder), True
+      return builders.prepare(known.stand_in, folder), True
     raise DataError(
       f'the data of {name!r} are {known.origin}.\n'
       'Name your files in data.train, data.validation and data.test, or allow '
@@ -197,11 +197,6 @@ def obtain(
       ' or allow generated data with data.stand_in=True.'
     ) from error
   return builders.prepare(known.builder, folder, origin), False
-
-
-def _stand_in(known: Known, folder: pathlib.Path):
-  found = builders.find(known.stand_in, folder)
-  return found or builders.prepare(known.stand_in, folder)
 
 
 def _by_hand(known: Known, manual: pathlib.Path) -> pathlib.Path | None:

@@ -1,7 +1,8 @@
 """Reading what a builder prepared."""
 
-import pathlib
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 
@@ -14,10 +15,8 @@ class PreparedSource:
 
   def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
     self._folder = builder.data_path
-    try:
+    with reading(self._folder):
       self._rows = builder.as_data_source(split)
-    except Exception as error:
-      raise damaged(self._folder, error) from error
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -26,7 +25,7 @@ class PreparedSource:
     return self.__getitems__([index])[0]
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-    try:
+    with reading(self._folder):
       rows = self._rows.__getitems__(list(indices))
       return [
         {
@@ -36,16 +35,23 @@ class PreparedSource:
         }
         for row in rows
       ]
-    # array_record raises what its C++ meets, under several types.
-    except Exception as error:
-      raise damaged(self._folder, error) from error
 
 
-def damaged(folder: pathlib.Path, error: Exception) -> DataError:
-  """The error that data in this folder cannot be read."""
-  reason = str(error).strip().split('\n')[0][:200]
-  return DataError(
-    f'the prepared data cannot be read: {type(error).__name__}: {reason}\n'
-    f'in {folder}\n'
-    'Delete that folder and run: python -m effformer.data prepare'
-  )
+@contextlib.contextmanager
+def reading(folder: str | os.PathLike) -> Iterator[None]:
+  """Whatever goes wrong in this context is said of the folder's data.
+
+  Raises:
+    DataError: they cannot be read.
+  """
+  try:
+    yield
+  # array_record raises what its C++ meets, and TFDS what damaged metadata lead
+  # to, under any type.
+  except Exception as error:
+    reason = str(error).strip().split('\n')[0][:200]
+    raise DataError(
+      f'the prepared data cannot be read: {type(error).__name__}: {reason}\n'
+      f'in {folder}\n'
+      'Delete that folder and run: python -m effformer.data prepare'
+    ) from error

@@ -11,7 +11,9 @@ Pair i is a pure function of i; see `stand_in` for the numbers.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
+from effformer.data import stand_in
 from effformer.data.dataset import Example, numbered
+from effformer.data.sentence_pairs import HIGHEST, PER_POINT
 
 SIZES = {'train': 4_000, 'validation': 500, 'test': 1_000}
 # What a part may mean, and the wordings of each meaning.
@@ -61,12 +63,12 @@ def pair(number: int) -> Example:
     other = one
     if part not in alike:
       other = (one + 1 + _below(draw, len(meanings) - 1)) % len(meanings)
-    first.append(_any(draw, meanings[one]))
-    second.append(_any(draw, meanings[other]))
+    first.append(stand_in.pick(draw, meanings[one]))
+    second.append(stand_in.pick(draw, meanings[other]))
   return {
     'text': _sentence(first),
     'other': _sentence(second),
-    'label': 5000 * same // len(PARTS),
+    'label': HIGHEST * PER_POINT * same // len(PARTS),
     'id': f'stand_in/{number}',
   }
 
@@ -83,7 +85,3 @@ def _sentence(parts: Sequence[str]) -> bytes:
 
 def _below(draw, count: int) -> int:
   return int(draw() * count)
-
-
-def _any(draw, words: Sequence[str]) -> str:
-  return words[_below(draw, len(words))]
