@@ -128,9 +128,10 @@ def plan(model: Compressed) -> list[dict[str, Any]]:
   ):
     settings = dict(layer.settings)
     heads = settings.get('num_heads')
+    rank = f', rank {layer.mlp_rank}' if layer.mlp_rank else ''
     for part, shape in (
       ('mixer', f'{layer.mixer}, {heads} heads' if heads else layer.mixer),
-      ('mlp', f'{layer.mlp_width} columns, {layer.activation}'),
+      ('mlp', f'{layer.mlp_width} columns, {layer.activation}{rank}'),
     ):
       path = f'encoder/{name}/{part}/'
       bits = {grid for own, grid in grids.items() if own.startswith(path)}
@@ -182,7 +183,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
       f'[{100 * own["low"]:.2f}, {100 * own["high"]:.2f}]  {row["model"]}'
     )
   for name, value in found['floors'].items():
-    shown.append(f'floor            {100 * value:.2f}  {name}')
+    shown.append(
+      f'floor            {100 * value:.2f}  {name} ({found["floor_score"]})'
+    )
   for row in found['speed']:
     if row['model'] != speed.PARENT:
       shown.append(

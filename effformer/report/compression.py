@@ -20,7 +20,7 @@ _OWN = 'own steps'
 _NEEDED = {
   *('task', 'recipe', 'final', 'models', 'speed', 'plan', 'device', 'steps'),
   *('seed', 'stand_in', 'origin', 'versions', 'commit', 'overridden'),
-  *('parent_sha256', 'examples', 'floors'),
+  *('parent_sha256', 'examples', 'floors', 'floor_score'),
 }
 
 
@@ -137,9 +137,10 @@ def _quality(one) -> list[Block]:
     Text(
       f'Of the {one["examples"]:,} examples of the test split, with 95 % '
       'intervals over examples (bootstrap; of the change over the same '
-      f'examples). Floors: {floors}. Calibration, choices and training have '
-      'seen other splits only. Rows with a number are the model after that '
-      'step, controls the recipe without one of its ideas.'
+      f'examples). Floors, {one["floor_score"]} x 100: {floors}. Calibration, '
+      'choices and training have seen other splits only. Rows with a number '
+      'are the model after that step, controls the recipe without one of its '
+      'ideas.'
     ),
     Table(header, rows),
   ]

@@ -93,7 +93,7 @@ def test_the_outcome_for_people():
     'parameters       7,654,321  of 7,654,321',
     'test accuracy    77.00  [75.00, 80.00]  2: round',
     'test accuracy    83.00  [81.00, 86.00]  control: no_teacher',
-    'floor            67.89  bag_of_bytes',
+    'floor            67.89  bag_of_bytes (accuracy)',
     '   1 x 32        2.00 times the speed of the parent [1.89, 2.12]  '
     'compressed',
     'text, real data, 1,234 examples',

@@ -59,7 +59,7 @@ def test_what_is_read_is_there_or_the_file_is_refused(tmp_path, key):
   del found[key]
   path = tmp_path / 'compression.json'
   path.write_text(json.dumps(found))
-  if key in ('dataset', 'floor_score'):
+  if key == 'dataset':
     text_of(*compression.find([tmp_path]))
     return
   with pytest.raises(CheckpointError, match='is not what --mode=compress'):
@@ -79,7 +79,7 @@ def test_a_section_says_what_was_made_of_what():
     'Steps: drop_layers (keep 0 3); train (steps 70, lesson hard 0.5, states '
     '1.0); round (bits 4, method gptq).',
     'Of the 1,234 examples of the test split',
-    'Floors: majority 50.00, bag of bytes 67.89.',
+    'Floors, accuracy x 100: majority 50.00, bag of bytes 67.89.',
     '| layer 0 mixer | full, 3 heads | 4 a tile |',
     '| embedding | 31 x 12 | 8 a channel |',
   ):
