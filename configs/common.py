@@ -30,9 +30,7 @@ MINILM_L6 = published.MINILM_L6
 FINE_TUNING = published.FINE_TUNING
 
 PRESETS = ('paper', 'repo', 'modern')
-SECTIONS = (
-  *('model', 'mixer', 'data', 'train', 'pretrain', 'mesh', 'compress'),
-)
+SECTIONS = ('model', 'mixer', 'data', 'train', 'pretrain', 'mesh', 'compress')
 SWITCHES = ('quick', 'pretrain')
 # Tasks whose examples are two texts.
 PAIR_TASKS = ('retrieval',)

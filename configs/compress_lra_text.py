@@ -7,7 +7,7 @@ Command: python -m effformer.main --mode=compress
   --config.compress.parent=FOLDER, with the same settings.
 Device: as lra_text.py for the parent; recipes beside it are minutes.
 Expect: see the page that it writes, WORKDIR/report.html.
-Smallest command, ten minutes on two CPU cores:
+Smallest command, on two CPU cores a few minutes after the five of its parent:
   python -m effformer.main --mode=compress
   --config=configs/compress_lra_text.py:int8-storage,linear,quick
 

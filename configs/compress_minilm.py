@@ -11,9 +11,8 @@ Command: python -m effformer.main --mode=compress
   first, in WORKDIR/parent; or give a finished run by
   --config.compress.parent=FOLDER, with the same settings.
 Device: one accelerator; on two CPU cores recipes without training take
-  minutes, those with it about half an hour.
-Expect: int8-storage on STS-B: 22.7 of 89.6 MB, Spearman's rho x 100 82.0 as
-  before; the others are in the README and in docs/compression.md.
+  minutes, a step of those with it about a second.
+Expect: `quick` on STS-B: 22.7 of 89.6 MB, Spearman's rho x 100 82.0 as before.
 Smallest command, five minutes on two CPU cores:
   python -m effformer.main --mode=compress
   --config=configs/compress_minilm.py:int8-storage,quick

@@ -6,7 +6,7 @@ A config file of a compression lays one of them over the config of a run:
       return recipes.assemble(arg, lra_text.get_config, steps=400, rate=5e-4)
 
 The argument is RECIPE, and then that of the run's config. What a step may hold
-is said in effformer.compress.recipe, what each recipe has given in the README.
+is said in effformer.compress.step_kinds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ def table(
       {'do': 'round', 'bits': 4, **_TILES, 'method': 'gptq'},
     ],
     'shared': [
-      {'do': 'share', 'number': max(num_layers // 2, 1)},
+      {'do': 'share', 'number': len(keep)},
       train,
       _INT8,
     ],
@@ -77,16 +77,14 @@ def table(
       _INT8,
     ],
     'relu-kd': [{'do': 'simplify', 'activation': 'relu'}, train, _INT8],
-    'linear-kd': [
-      {'do': 'swap', 'mechanism': 'linear'},
-      {**train, 'lesson': {**lesson, 'mixers': 1.0}},
-      _INT8,
-    ],
-    'local-kd': [
-      {'do': 'swap', 'mechanism': 'local'},
-      {**train, 'lesson': {**lesson, 'mixers': 1.0}},
-      _INT8,
-    ],
+    **{
+      f'{mechanism}-kd': [
+        {'do': 'swap', 'mechanism': mechanism},
+        {**train, 'lesson': {**lesson, 'mixers': 1.0}},
+        _INT8,
+      ]
+      for mechanism in ('linear', 'local')
+    },
     'ternary-kd': [
       {**train, 'rounded': True},
       {'do': 'round', 'bits': 2, 'rule': 'ternary', 'tables': 0},

@@ -182,27 +182,20 @@ def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
   nearest      codes are the nearest ones, of as many bits
   uniform      codes are of the same bits everywhere, within the budget
   """
+  replace = dataclasses.replace
   changes = {
-    'no_teacher': lambda step: (
-      dataclasses.replace(step, lesson=step_kinds.LABELS)
-      if isinstance(step, recipe.Train)
-      else step
+    'no_teacher': (
+      recipe.Train,
+      lambda s: replace(s, lesson=step_kinds.LABELS),
     ),
-    'random': lambda step: (
-      dataclasses.replace(step, score='random')
-      if isinstance(step, recipe.Prune)
-      else step
-    ),
-    'nearest': lambda step: (
-      dataclasses.replace(step, method='nearest')
-      if isinstance(step, recipe.Round)
-      else step
-    ),
-    'uniform': lambda step: (
-      step.uniform if isinstance(step, recipe.ChooseBits) else step
-    ),
+    'random': (recipe.Prune, lambda s: replace(s, score='random')),
+    'nearest': (recipe.Round, lambda s: replace(s, method='nearest')),
+    'uniform': (recipe.ChooseBits, lambda s: s.uniform),
   }
-  found = {name: tuple(map(change, rows)) for name, change in changes.items()}
+  found = {
+    name: tuple(change(s) if isinstance(s, kind) else s for s in rows)
+    for name, (kind, change) in changes.items()
+  }
   return {name: other for name, other in found.items() if other != tuple(rows)}
 
 

@@ -9,6 +9,8 @@ was, and ends in the same bytes. Nothing is chosen by the test split.
     FOLDER/step_0_train       the model after it (`artefact`)
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -44,6 +46,8 @@ def parent_of(
   """
   _, params, _ = prediction.trained(config, path, stop, console)
   task = tasks.make(config)
+  # Of the data alone, and so the same after every step.
+  task = dataclasses.replace(task, floors=functools.cache(task.floors))
   kind = _KINDS.get(type(task.model))
   if kind is None:
     raise errors.ConfigError(
@@ -91,7 +95,6 @@ def run(
   recipe.check_order(rows)
   done = [recipe.row_of(step) for step in rows]
   _bind(folder, done, parent.model.parent_sha256)
-  place = Place(parent, rows, stop, console)
   current, kept = parent.model, tuple(range(len(parent.task.model.layers)))
   for number, (step, own) in enumerate(
     zip(rows, folders(rows, folder), strict=True)
@@ -101,7 +104,8 @@ def run(
       console.say(f'step {number}, {recipe.name_of(step)}: done before')
     else:
       console.say(f'step {number}: {recipe.name_of(step)}')
-      current = steps.CARRY[type(step)](step, current, kept, own, place)
+      place = Place(parent, rows, stop, console, kept, own)
+      current = steps.CARRY[type(step)](step, current, place)
       current = current._replace(steps=tuple(done[: number + 1]))
       size = artefact.save(current, own)
       count = state.num_params(current.numbers)

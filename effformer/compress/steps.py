@@ -1,5 +1,6 @@
 """What each step of a recipe does to a model; see `recipe` and `pipeline`."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -56,25 +57,27 @@ class Parent(NamedTuple):
 
 
 class Place(NamedTuple):
-  """What the steps of a recipe share.
+  """Where a step is carried out.
 
   Attributes:
     parent: the teacher.
     steps: the whole recipe.
     stop: the signals.
     console: what people see.
+    kept: layers of the parent that are left.
+    folder: of the step.
   """
 
   parent: Parent
   steps: tuple[recipe.Step, ...]
   stop: preemption.Stop
   console: screen.Screen
+  kept: tuple[int, ...]
+  folder: pathlib.Path
 
 
-# (step, model, layers of the parent that are left, folder of the step, place)
-Carry = Callable[
-  [recipe.Step, Compressed, tuple[int, ...], pathlib.Path, Place], Compressed
-]
+# The model after the step.
+Carry = Callable[[recipe.Step, Compressed, Place], Compressed]
 
 
 def task_of(model: Compressed, parent: Parent) -> Task:
@@ -82,15 +85,12 @@ def task_of(model: Compressed, parent: Parent) -> Task:
   return tasks.make(model.config, parent.task.dataset)
 
 
-def _drop(step, model, kept, own, place) -> Compressed:
-  del kept, own, place
+def _drop(step, model, place) -> Compressed:
   config, params = depth.drop_layers(model.config, model.params, step.keep)
   return model._replace(config=config, params=params)
 
 
-def _swap(step, model, kept, own, place) -> Compressed:
-  del kept, own
-
+def _swap(step, model, place) -> Compressed:
   def initial(config):
     return task_of(model._replace(config=config), place.parent).init
 
@@ -110,16 +110,14 @@ def _swap(step, model, kept, own, place) -> Compressed:
   return model._replace(config=swapped.config, params=swapped.params)
 
 
-def _share(step, model, kept, own, place) -> Compressed:
-  del kept, own, place
+def _share(step, model, place) -> Compressed:
   alike_LL = share.similarity(model.config, model.params)
   groups = share.groups_of(alike_LL, step.number)
   config, params = share.tie(model.config, model.params, groups)
   return model._replace(config=config, params=params)
 
 
-def _simplify(step, model, kept, own, place) -> Compressed:
-  del kept, own
+def _simplify(step, model, place) -> Compressed:
   config, params, lines = model.config, model.params, None
   if step.norm == 'affine':
     task = task_of(model, place.parent)
@@ -132,8 +130,7 @@ def _simplify(step, model, kept, own, place) -> Compressed:
   return model._replace(config=config, params=params)
 
 
-def _factorise(step, model, kept, own, place) -> Compressed:
-  del kept, own
+def _factorise(step, model, place) -> Compressed:
   flat, ranks = tensors.flatten(model.params), {}
   for path, x in flat.items():
     part, _, name = path.rpartition('/')
@@ -150,8 +147,7 @@ def _factorise(step, model, kept, own, place) -> Compressed:
   return model._replace(config=config, params=params)
 
 
-def _prune(step, model, kept, own, place) -> Compressed:
-  del kept, own
+def _prune(step, model, place) -> Compressed:
   found = units.of(model.config, model.params, step.units)
   if step.score == 'magnitude':
     score = scores.magnitude(model.params, found)
@@ -174,7 +170,7 @@ def _prune(step, model, kept, own, place) -> Compressed:
   return model._replace(config=config, params=params)
 
 
-def _train(step, model, kept, own, place) -> Compressed:
+def _train(step, model, place) -> Compressed:
   config = config_lib.changed(
     model.config,
     {
@@ -197,14 +193,22 @@ def _train(step, model, kept, own, place) -> Compressed:
     teacher=teacher,
     params=place.parent.model.params,
     lesson=step.lesson,
-    layers=maps.layer_map('kept', len(kept), len(teacher.layers), kept),
+    layers=maps.layer_map(
+      'kept', len(place.kept), len(teacher.layers), place.kept
+    ),
   )
   if step.rounded:
     adapt = _rounded(adapt, model.params, place.steps[-1])
-  path = str(own / 'run')
+  floors = place.parent.task.floors
+  path = str(place.folder / 'run')
   start = starting.Start(model.params, 'the model before this step')
   session.train(
-    config, path, place.stop, place.console, start=start, adapt=adapt
+    config,
+    path,
+    place.stop,
+    place.console,
+    start=start,
+    adapt=lambda task: dataclasses.replace(adapt(task), floors=floors),
   )
   _, params, _ = prediction.trained(config, path, place.stop, place.console)
   return model._replace(params=jax.device_get(params))
@@ -220,8 +224,7 @@ def _rounded(adapt, params, last: recipe.Round):
   return adapted
 
 
-def _round(step, model, kept, own, place) -> Compressed:
-  del kept, own
+def _round(step, model, place) -> Compressed:
   params = model.params
   model = model._replace(activations=step.activations)
   plan = tensors.uniform_plan(params, step.grid, tables=step.table_grid)
@@ -249,8 +252,7 @@ def _rows(task, model, number):
     yield outputs.rows(task, batch)
 
 
-def _choose_bits(step, model, kept, own, place) -> Compressed:
-  del kept
+def _choose_bits(step, model, place) -> Compressed:
   params, task = model.params, task_of(model, place.parent)
   if step.method == 'gptq':
     moments = _moments(model, step.batches, place)
@@ -300,8 +302,10 @@ def _choose_bits(step, model, kept, own, place) -> Compressed:
       for name, row in options.items()
     },
   }
-  own.mkdir(parents=True, exist_ok=True)
-  durable.replace(own / SEARCH, durable.dumps(facts, indent=1).encode())
+  place.folder.mkdir(parents=True, exist_ok=True)
+  durable.replace(
+    place.folder / SEARCH, durable.dumps(facts, indent=1).encode()
+  )
   return model._replace(params=rounded(found.best.plan))
 
 

@@ -22,7 +22,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from effformer.compress import latency_table, shrink, tensors
+from effformer.compress import latency_table, shrink
 from effformer.compress.policy import Option
 from effformer.compress.prune import masks as masks_lib
 from effformer.compress.prune import units as units_lib
@@ -251,11 +251,8 @@ def _of_layers(config):
 
 def _units(config, params):
   """Units of `KINDS` by name; heads only where they leave one by one."""
-  flat, order = tensors.flatten(params), config.model.norm_order
   found = {}
-  layers = build.layer_configs(config)
-  for place, layer in zip(_of_layers(config), layers, strict=True):
-    own = units_lib.in_block(flat, place, layer, order)
+  for place, own in units_lib.of_blocks(config, params).items():
     if own['kv_group'] is not None:
       own['head'] = None
     found |= {f'{place}:{kind}': own[kind] for kind in KINDS if own[kind]}

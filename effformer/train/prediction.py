@@ -179,11 +179,11 @@ def _lines(outcome: dict[str, Any], max_length: int) -> list[str]:
   counts = ' and '.join(f'{count:,}' for count in outcome['tokens'])
   cut = max(outcome['tokens']) > max_length
   of = f', of which the first {max_length:,} are read' if cut else ''
-  said = [f'{shown} ({counts} tokens{of})']
+  lines = [f'{shown} ({counts} tokens{of})']
   if 'cosine' in outcome:
     cosine, score = outcome['cosine'], outcome['score']
-    return [*said, f'  cosine {cosine:.2f}, score {score:.1f} of {HIGHEST}']
-  return said + [
+    return [*lines, f'  cosine {cosine:.2f}, score {score:.1f} of {HIGHEST}']
+  return lines + [
     f'  {100 * probability:6.2f} %  {name}'
     for name, probability in outcome['probabilities'].items()
   ]

@@ -41,10 +41,10 @@ def parent(tmp_path_factory):
 def carry(parent, folder, *rows, model=None):
   """The model after the first of the steps, and what was printed."""
   found, console = recipe.read(rows), quiet_screen()
-  place = steps.Place(parent, found, preemption.Stop(), console)
+  place = steps.Place(parent, found, preemption.Stop(), console, (0, 1), folder)
   model = model or parent.model
   act = steps.CARRY[type(found[0])]
-  after = act(found[0], model, (0, 1), folder, place)
+  after = act(found[0], model, place)
   return after, console.console.file.getvalue()
 
 
@@ -164,8 +164,10 @@ def test_no_worse_than_the_same_bits_for_all(parent, chosen, tmp_path):
   (step,) = recipe.read([row])
   assert (step.uniform.bits, step.uniform.method) == (4, row['method'])
   uniform = steps.CARRY[recipe.Round](
-    step.uniform, parent.model, (0, 1), tmp_path,
-    steps.Place(parent, (step,), preemption.Stop(), quiet_screen()),
+    step.uniform, parent.model,
+    steps.Place(
+      parent, (step,), preemption.Stop(), quiet_screen(), (0, 1), tmp_path
+    ),
   )  # fmt: skip
   batches = [
     data.batch_at(

@@ -6,9 +6,9 @@ width m has the first of them in every layer:
 
     h = round(m H) heads, f = F h / H columns
 
-and one of depth d of L layers those of numbers floor(i / d), i < round(d L),
-both as their code has it. All sub-networks are trained together, each taught by
-the whole network as it was before, with
+as their code has it, and one of depth d of L layers those of numbers
+floor(i / d), i < round(d L). All sub-networks are trained together, each taught
+by the whole network as it was before, with
 
     lambda_1 softCE(z_m, z) + lambda_2 sum_l MSE(h_m[l], h[l])
 
@@ -30,7 +30,6 @@ from effformer.compress.distill.capture import Captured
 from effformer.compress.distill.maps import LayerMap
 from effformer.compress.prune import units as units_lib
 from effformer.errors import ConfigError
-from effformer.models import build, encoder
 from effformer.shapes import Array
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
@@ -145,17 +144,14 @@ def loss(
 
 def _units(config, params):
   """The units of `KINDS`, which every layer has to have."""
-  layers, flat = build.layer_configs(config), tensors.flatten(params)
   found = {}
-  for index, name in enumerate(encoder.layer_names(layers)):
-    place, layer = f'encoder/{name}', layers[index]
-    own = units_lib.in_block(flat, place, layer, config.model.norm_order)
+  for place, own in units_lib.of_blocks(config, params).items():
     if own['head'] is None or own['kv_group'] is not None:
       raise ConfigError(
-        f'layer {index}, {layer.mixer}, has no sub-networks of fewer heads.\n'
-        f'Those that have are {", ".join(units_lib.SEPARATE_HEADS)}, without '
-        'alibi and split_heads, with as many heads of keys and values as of '
-        'queries.'
+        f'{place} has no sub-networks of fewer heads.\n'
+        f'Mechanisms that have are {", ".join(units_lib.SEPARATE_HEADS)}, '
+        'without alibi and split_heads, with as many heads of keys and values '
+        'as of queries.'
       )
     found |= {f'{place}:{kind}': own[kind] for kind in KINDS}
   return found

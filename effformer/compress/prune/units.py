@@ -107,15 +107,7 @@ def of(
   Raises:
     ConfigError: a kind is unknown, or the model has no units of it.
   """
-  flat = tensors.flatten(params)
-  layers = build.layer_configs(config)
-  blocks = {
-    f'encoder/{name}': in_block(
-      flat, f'encoder/{name}', layer, config.model.norm_order
-    )
-    for name, layer in zip(encoder.layer_names(layers), layers, strict=True)
-  }
-  found = {}
+  flat, blocks, found = tensors.flatten(params), of_blocks(config, params), {}
   for kind in kinds:
     if kind not in KINDS:
       raise ConfigError(
@@ -136,6 +128,19 @@ def of(
       )
     found |= own
   return found
+
+
+def of_blocks(
+  config: ml_collections.ConfigDict, params: Any
+) -> dict[str, dict[str, Units | None]]:
+  """`in_block` of every place of a block, 'encoder/layer_0'."""
+  flat, layers = tensors.flatten(params), build.layer_configs(config)
+  return {
+    f'encoder/{name}': in_block(
+      flat, f'encoder/{name}', layer, config.model.norm_order
+    )
+    for name, layer in zip(encoder.layer_names(layers), layers, strict=True)
+  }
 
 
 def in_block(
