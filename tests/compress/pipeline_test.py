@@ -10,12 +10,13 @@ import pytest
 from effformer import errors
 from effformer.compress import artefact, pipeline, recipe
 from effformer.compress.tensors import QTensor
-from effformer.train import preemption, session, state
+from effformer.train import preemption, state
 from tests import slow
 from tests.train.tiny_run import (
   again_and_again,
   quiet_screen,
   tiny_config,
+  train,
   write_examples,
 )
 
@@ -49,7 +50,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope='module')
 def parent(config, tmp_path_factory):
   folder = str(tmp_path_factory.mktemp('run'))
-  session.train(config, folder, preemption.Stop(), quiet_screen())
+  train(config, folder)
   return pipeline.parent_of(config, folder, preemption.Stop(), quiet_screen())
 
 

@@ -6,33 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
 from effformer import data, tasks
 from effformer.data.dataset import Dataset, MemorySource
 from effformer.models import classifier
 from effformer.tasks import binary
 from effformer.train import evaluation
-from tests.subwords import CLS, SEP, SPECIAL, save_tokenizer
-
-WORDS = tuple('abcdefgh')
-LENGTH = 9
+from tests.subwords import CLS, SEP, SPECIAL
+from tests.tasks.tiny_tasks import LENGTH, WORDS, subword_config
 
 
 @pytest.fixture
 def config(tmp_path):
-  config = common.base()
-  config.task = 'sentence'
-  config.update_from_flattened_dict(
-    {
-      'data.tokenizer': str(save_tokenizer(tmp_path, WORDS)),
-      'data.max_length': LENGTH,
-      'model.num_layers': 1,
-      'model.width': 12,
-      'model.num_heads': 3,
-      'model.mlp_width': 10,
-    }
-  )
-  return config
+  return subword_config(tmp_path, 'sentence')
 
 
 def dataset(num_classes=2, is_pair=False, count=24):

@@ -12,28 +12,15 @@ from effformer.data import similarity_stand_in as stand_in
 from effformer.data.dataset import Dataset, MemorySource
 from effformer.models import embedder
 from effformer.tasks import similarity
-from tests.subwords import SPECIAL, save_tokenizer
+from tests.subwords import SPECIAL
+from tests.tasks.tiny_tasks import LENGTH, WORDS, subword_config
 
-WORDS = tuple('abcdefgh')
-LENGTH = 9
 SCORES = (0, 5000, 2500, 4200, 1333)
 
 
 @pytest.fixture
 def config(tmp_path):
-  config = common.base()
-  config.task = 'similarity'
-  config.update_from_flattened_dict(
-    {
-      'data.tokenizer': str(save_tokenizer(tmp_path, WORDS)),
-      'data.max_length': LENGTH,
-      'model.num_layers': 1,
-      'model.width': 12,
-      'model.num_heads': 3,
-      'model.mlp_width': 10,
-    }
-  )
-  return config
+  return subword_config(tmp_path, 'similarity')
 
 
 def dataset(pairs):

@@ -7,8 +7,8 @@ import pytest
 
 from effformer import errors, tasks
 from effformer.models import build
-from effformer.train import generation, prediction, preemption, session
-from tests.train.tiny_run import quiet_screen, tiny_config
+from effformer.train import generation, prediction, preemption
+from tests.train.tiny_run import quiet_screen, tiny_config, train
 
 Sampling = generation.Sampling
 TEXT = 'the film was good and the other film was bad, ' * 60
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
   )
   with config.unlocked():
     config.task = 'language'
-  session.train(config, str(place / 'run'), preemption.Stop(), quiet_screen())
+  train(config, place / 'run')
   path.unlink()
   return config, place / 'run'
 

@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from effformer import errors
-from effformer.train import prediction, preemption, session
-from tests.train.tiny_run import WORDS, quiet_screen, tiny_config
+from effformer.train import prediction, preemption
+from tests.train.tiny_run import WORDS, quiet_screen, tiny_config, train
 
 LABELS = ('dull', 'fine')
 
@@ -46,7 +46,7 @@ def run(request, tmp_path_factory):
     config.task = request.param
     config.model.pair_head = 'none' if len(names) == 1 else 'concat'
   folder = place / 'run'
-  result = session.train(config, str(folder), preemption.Stop(), quiet_screen())
+  result, _ = train(config, folder)
   for path in place.glob('*.jsonl'):
     path.unlink()
   return config, folder, result, test

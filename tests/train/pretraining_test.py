@@ -22,6 +22,7 @@ from tests.train.tiny_run import (
   again_and_again,
   quiet_screen,
   tiny_config,
+  train,
   write_examples,
 )
 
@@ -38,14 +39,6 @@ def config(tmp_path_factory):
     pretrain__warmup_steps=1,
     pretrain__mask_fraction=0.4,
   )
-
-
-def train(config, folder, stop=None):
-  console = quiet_screen()
-  result = session.train(
-    config, str(folder), stop or preemption.Stop(), console
-  )
-  return result, console.console.file.getvalue()
 
 
 @pytest.fixture(scope='module')

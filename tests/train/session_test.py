@@ -8,7 +8,7 @@ import pytest
 
 from effformer import config_tracked, errors
 from effformer.train import identity, preemption, session
-from tests.train.tiny_run import examples, quiet_screen, tiny_config
+from tests.train.tiny_run import examples, quiet_screen, tiny_config, train
 
 # As the documentation promises.
 RESULT_KEYS = {
@@ -51,9 +51,7 @@ def finished(config, tmp_path_factory):
   """A finished run: folder, result, what was printed, the keys not read."""
   folder = tmp_path_factory.mktemp('run') / 'run'
   tracked = config_tracked.tracked(config)
-  console = quiet_screen()
-  result = session.train(tracked, str(folder), preemption.Stop(), console)
-  return folder, result, console.console.file.getvalue(), tracked.unread()
+  return folder, *train(tracked, folder), tracked.unread()
 
 
 def test_result_says_everything(finished):
@@ -116,11 +114,10 @@ def test_the_screen_names_what_counts(finished):
 
 def test_a_finished_run_is_told_not_repeated(config, finished):
   folder, result, _, _ = finished
-  console = quiet_screen()
-  again = session.train(config, str(folder), preemption.Stop(), console)
+  again, printed = train(config, folder)
   assert again == result
-  assert 'finished run' in console.console.file.getvalue()
-  assert 'compiling' not in console.console.file.getvalue()
+  assert 'finished run' in printed
+  assert 'compiling' not in printed
 
 
 def test_evaluating_gives_the_scores_of_the_run(config, finished):
@@ -147,7 +144,7 @@ def test_r23_a_changed_config_is_refused_with_the_difference(
     changed.train.learning_rate = 0.5
     changed.model.width = 24
   with pytest.raises(errors.ConfigError) as caught:
-    session.train(changed, str(folder), preemption.Stop(), quiet_screen())
+    train(changed, folder)
   message = str(caught.value)
   assert 'train.learning_rate' in message
   assert 'model.width' in message
@@ -158,9 +155,8 @@ def test_r23_what_changes_no_result_may_change(config, finished):
   changed = config.copy_and_resolve_references()
   with changed.unlocked():
     changed.data.prefetch = 7
-  console = quiet_screen()
-  session.train(changed, str(finished[0]), preemption.Stop(), console)
-  assert 'data.prefetch is now 7' in console.console.file.getvalue()
+  _, printed = train(changed, finished[0])
+  assert 'data.prefetch is now 7' in printed
 
 
 def test_dry_run_writes_nothing(config, tmp_path, monkeypatch):
@@ -199,12 +195,12 @@ def test_other_data_are_refused(config, finished, files, tmp_path):
   try:
     test.write_text(before + before.splitlines()[0] + '\n')
     with pytest.raises(errors.DataError) as caught:
-      session.train(changed, str(folder), preemption.Stop(), quiet_screen())
+      train(changed, folder)
   finally:
     test.write_text(before)
   assert 'different content in: test' in str(caught.value)
   assert len(str(caught.value).splitlines()) <= 5
-  result = session.train(config, str(folder), preemption.Stop(), quiet_screen())
+  result, _ = train(config, folder)
   assert result['state_sha256'] == finished[1]['state_sha256']
 
 
@@ -226,8 +222,8 @@ def test_a_start_that_failed_binds_nobody(config, tmp_path):
   with wrong.unlocked():
     wrong.data.train = str(tmp_path / 'typo.jsonl')
   with pytest.raises(errors.DataError, match=r'typo\.jsonl'):
-    session.train(wrong, str(folder), preemption.Stop(), quiet_screen())
-  result = session.train(config, str(folder), preemption.Stop(), quiet_screen())
+    train(wrong, folder)
+  result, _ = train(config, folder)
   assert result['steps'] == 12
 
 
@@ -241,9 +237,7 @@ def test_a_damaged_best_checkpoint_is_told_with_a_true_remedy(
   (best / 'manifest.json').write_text('{}')
   in_last = (folder / 'checkpoints' / 'last' / best.name).exists()
   if in_last:
-    result = session.train(
-      config, str(folder), preemption.Stop(), quiet_screen()
-    )
+    result, _ = train(config, folder)
     assert result['test'] == finished[1]['test']
     shutil.rmtree(folder / 'checkpoints' / 'last' / best.name)
     (folder / 'result.json').unlink()
@@ -257,7 +251,7 @@ def test_a_result_that_is_none_is_damaged(config, finished, tmp_path):
   shutil.copytree(finished[0], folder)
   (folder / 'result.json').write_text('{}')
   with pytest.raises(errors.CheckpointError, match='not the result of a run'):
-    session.train(config, str(folder), preemption.Stop(), quiet_screen())
+    train(config, folder)
 
 
 def test_other_software_is_announced():

@@ -15,11 +15,10 @@ from effformer.train import (
   session,
   state,
 )
-from tests.train.pretraining_test import StopAfter
-from tests.train.tiny_run import quiet_screen
+from tests.train.tiny_pretrained import LENGTH
+from tests.train.tiny_run import StopAfter, quiet_screen, train
 from tests.train.tiny_similarity import (
   COUNTS,
-  LENGTH,
   pairs,
   similarity_config,
 )
@@ -28,14 +27,6 @@ from tests.train.tiny_similarity import (
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   return similarity_config(tmp_path_factory.mktemp('model'))
-
-
-def train(config, folder, stop=None):
-  console = quiet_screen()
-  outcome = session.train(
-    config, str(folder), stop or preemption.Stop(), console
-  )
-  return outcome, console.console.file.getvalue()
 
 
 @pytest.fixture(scope='module')

@@ -13,31 +13,16 @@ import safetensors.numpy
 
 from effformer import config as config_lib
 from effformer import config_tracked, errors, pretrained
-from effformer.train import preemption, runs, session, starting
+from effformer.train import runs, session, starting
 from tests.pretrained.golden_test import folder_of
-from tests.subwords import save_tokenizer
+from tests.train.tiny_pretrained import LENGTH, WORDS, pretrained_config
 from tests.train.tiny_run import (
   StopAfter,
   again_and_again,
   quiet_screen,
-  tiny_config,
+  train,
   write_rows,
 )
-
-# With the special tokens, the 31 of the tiny model.
-WORDS = tuple(f'w{number}' for number in range(27))
-LENGTH = 7
-# What config.json says of it.
-FACTS = {
-  'model.num_layers': 2,
-  'model.activation': 'gelu_exact',
-  'model.position': 'learned',
-  'model.token_types': 2,
-  'model.embedding_norm': True,
-  'model.norm_order': 'post',
-  'model.norm_epsilon': 1e-12,
-  'model.attention_bias': True,
-}
 
 
 def write_texts(path, count, seed):
@@ -54,36 +39,12 @@ def write_texts(path, count, seed):
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   folder = tmp_path_factory.mktemp('model')
-  save_tokenizer(folder_of('bert-embedder', folder), WORDS)
-  config = config_lib.changed(
-    tiny_config('full'),
-    {
-      **FACTS,
-      'data.tokenizer': str(folder),
-      'model.pretrained': str(folder),
-      'data.max_length': LENGTH,
-      'train.batch_size': 8,
-      'train.eval_batch_size': 8,
-      'train.num_steps': 6,
-      **{
-        f'data.{split}': write_texts(folder / f'{split}.jsonl', count, seed)
-        for seed, (split, count) in enumerate(
-          {'train': 24, 'validation': 6, 'test': 5}.items()
-        )
-      },
-    },
-  )
-  with config.unlocked():
-    config.task = 'sentence'
-  return config
-
-
-def train(config, folder, stop=None, **values):
-  console = quiet_screen()
-  outcome = session.train(
-    config, str(folder), stop or preemption.Stop(), console, **values
-  )
-  return outcome, console.console.file.getvalue()
+  counts = {'train': 24, 'validation': 6, 'test': 5}
+  files = {
+    split: write_texts(folder / f'{split}.jsonl', count, seed)
+    for seed, (split, count) in enumerate(counts.items())
+  }
+  return pretrained_config(folder, 'sentence', files)
 
 
 @pytest.fixture(scope='module')

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import random
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from effformer import data, errors, tasks
 from effformer.data import dataset as dataset_lib
 from effformer.models import build
 from effformer.tasks import classification
-from effformer.train import preemption, screen
+from effformer.train import preemption, screen, session
 
 LENGTH = 16
 WORDS = (b'good', b'bad', b'the', b'film')
@@ -149,3 +150,17 @@ def quiet_screen() -> screen.Screen:
     file=io.StringIO(), markup=False, soft_wrap=True, highlight=False
   )
   return screen.Screen(console)
+
+
+def train(
+  config: ml_collections.ConfigDict,
+  folder: str | os.PathLike,
+  stop: preemption.Stop | None = None,
+  **values: Any,
+) -> tuple[dict[str, Any], str]:
+  """The result of `session.train`, and what was printed."""
+  console = quiet_screen()
+  result = session.train(
+    config, str(folder), stop or preemption.Stop(), console, **values
+  )
+  return result, console.console.file.getvalue()

@@ -6,13 +6,8 @@ from collections.abc import Iterable, Iterator
 import ml_collections
 import numpy as np
 
-from effformer import config as config_lib
-from tests.pretrained.golden_test import folder_of
-from tests.subwords import save_tokenizer
-from tests.train.starting_test import FACTS, WORDS
-from tests.train.tiny_run import tiny_config
+from tests.train.tiny_pretrained import WORDS, pretrained_config
 
-LENGTH = 7
 COUNTS = {'train': 24, 'validation': 11, 'test': 13}
 
 
@@ -31,23 +26,8 @@ def write_pairs(path: pathlib.Path, rows: Iterable[tuple]) -> str:
 
 def similarity_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   """A config whose model, tokenizer and pairs are written into a folder."""
-  save_tokenizer(folder_of('bert-embedder', folder), WORDS)
-  config = config_lib.changed(
-    tiny_config('full'),
-    {
-      **FACTS,
-      'data.tokenizer': str(folder),
-      'model.pretrained': str(folder),
-      'data.max_length': LENGTH,
-      'train.batch_size': 8,
-      'train.eval_batch_size': 8,
-      'train.num_steps': 6,
-      **{
-        f'data.{split}': write_pairs(folder / f'{split}.tsv', pairs(count, n))
-        for n, (split, count) in enumerate(COUNTS.items())
-      },
-    },
-  )
-  with config.unlocked():
-    config.task = 'similarity'
-  return config
+  files = {
+    split: write_pairs(folder / f'{split}.tsv', pairs(count, seed))
+    for seed, (split, count) in enumerate(COUNTS.items())
+  }
+  return pretrained_config(folder, 'similarity', files)
