@@ -246,7 +246,7 @@ def test_rows_of_an_older_table_stay_and_have_no_new_columns(tmp_path):
 @pytest.mark.slow
 def test_a_grid_of_two_runs_is_made_and_made_again(tmp_path):
   command = [
-    sys.executable, '-m', 'experiments.run_lra', '--tasks=listops',
+    sys.executable, '-m', 'experiments.run_lra', '--tasks=text',
     '--mechanisms=linear,local', '--seeds=0', '--quick',
     f'--workdir={tmp_path / "runs"}', f'--csv={tmp_path / "table.csv"}',
     '--set=--config.train.num_steps=2', '--set=--config.model.width=8',

@@ -46,14 +46,14 @@ def parent_of(
   """
   _, params, _ = prediction.trained(config, path, stop, console)
   task = tasks.make(config)
-  # Of the data alone, and so the same after every step.
-  task = dataclasses.replace(task, floors=functools.cache(task.floors))
   kind = _KINDS.get(type(task.model))
   if kind is None:
     raise errors.ConfigError(
       f'task={config.task!r} cannot be compressed by a recipe.\n'
       'It takes models that give classes, or vectors of texts.'
     )
+  # Of the data alone, and so the same after every step.
+  task = dataclasses.replace(task, floors=functools.cache(task.floors))
   params = jax.device_get(params)
   return Parent(
     Compressed(

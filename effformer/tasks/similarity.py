@@ -75,6 +75,7 @@ def make(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Task:
     classification.TWO_TEXTS,
     select=scores.PEARSON,
     summarise=correlation.summarise,
+    score=scores.PEARSON,
     stacks_texts=True,
     embed=lambda params, batch: jnp.stack(vectors(params, batch), axis=1),
   )

@@ -39,6 +39,8 @@ class Task:
       as the parameters of a teacher.
     summarise: means of what `measure` gives, over a split -> what is shown of
       them, such as measures that are no means.
+    score: the measure that people are shown, times 100, and that floors are of;
+      see `scores`.
     stacks_texts: whether the network takes both texts of each example as rows
       of one batch, see `stacked`.
     embed: (params, batch) -> e_B2D, the unit vectors of both texts, where the
@@ -61,13 +63,9 @@ class Task:
   encode_pair: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
   summarise: Callable[[dict[str, Any]], dict[str, Any]] = dict
   frozen: tuple[Any, ...] = ()
+  score: str = scores.ACCURACY
   stacks_texts: bool = False
   embed: Callable[[Any, Any], jax.Array] | None = None
-
-  @property
-  def score(self) -> str:
-    """The measure that people are shown, times 100, and that floors are of."""
-    return scores.of_task(self.name)
 
   @property
   def num_texts(self) -> int:
