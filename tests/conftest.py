@@ -15,7 +15,7 @@ CACHE = pathlib.Path(tempfile.gettempdir()) / f'effformer-tests-{os.getuid()}'
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def pytest_addoption(parser):

@@ -81,7 +81,7 @@ def variants(name):
       yield case
     if supports.causal and (number == 0 or not supports.bidirectional):
       yield case.having(causal=True)
-    if supports.rotary:
+    if supports.rotary and number == 0:
       yield case.having(causal=supports.causal, rotary=True)
     if supports.relative_bias and number == 0:
       yield case.having(causal=supports.causal, relative_bias='t5')
