@@ -90,6 +90,7 @@ RANGES = {
   'model.qkv_width': COUNT_OR_NONE,
   'model.mlp_width': COUNT,
   'model.mlp_rank': COUNT_OR_NONE,
+  'model.bottleneck': COUNT_OR_NONE,
   'model.mlp_chunk': COUNT_OR_NONE,
   'model.head_width': COUNT_OR_NONE,
   'model.embedding_width': COUNT_OR_NONE,

@@ -17,13 +17,17 @@ def model_keys() -> ml_collections.ConfigDict:
   model.num_heads = 4
   # Biases in the projections of mixers with heads.
   model.attention_bias = False
-  # Width of all heads together; 0 = width.
+  # Width of all heads together; 0 = bottleneck, or width without one.
   model.qkv_width = 0
   # Hidden width of the feed-forward part.
   model.mlp_width = 1024
   # Rank of the two matrices of the feed-forward part, each of which is then a
   # product of two; 0 = full. It saves where below k n / (k + n) of [k, n].
   model.mlp_rank = 0
+  # Width of what is in a block, below width: a dense layer before the block and
+  # one behind it lead there and back (MobileBERT); 0 = width. Heads have their
+  # share of it. Not reversible.
+  model.bottleneck = 0
   # Hidden width of the classifier; 0 = linear classifier.
   model.head_width = 0
   # Of that hidden layer: 'relu', or 'tanh' (BERT).
@@ -101,9 +105,9 @@ def model_keys() -> ml_collections.ConfigDict:
   # head_width (of queries and keys of one head, else qkv_width / num_heads: so
   # fewer heads are as wide as before), num_kv_heads (heads of keys and values,
   # a divisor of num_heads, else as many; see GROUPED), mlp_width, mlp_rank,
-  # activation, share (layers of one group share parameters) and the settings of
-  # the layer's mixer. A layer has at least one head and one column of
-  # mlp_width: one that is to have neither is left out.
+  # bottleneck, activation, share (layers of one group share parameters) and the
+  # settings of the layer's mixer. A layer has at least one head and one column
+  # of mlp_width: one that is to have neither is left out.
   model.layers = ml_collections.ConfigDict()
   return model
 

@@ -33,8 +33,23 @@ def half(num_layers: int) -> tuple[int, ...]:
   return tuple(round(i * (num_layers - 1) / last) for i in range(number))
 
 
+def third(width: int, num_heads: int) -> int:
+  """The width nearest to a third that gives the heads an even width each.
+
+  Rotary positions need it even.
+  """
+  step = 2 * num_heads
+  return step * max(round(width / 3 / step), 1)
+
+
 def table(
-  num_layers: int, steps: int, rate: float, lesson: Mapping = LESSON
+  num_layers: int,
+  steps: int,
+  rate: float,
+  lesson: Mapping = LESSON,
+  *,
+  width: int = 24,
+  num_heads: int = 1,
 ) -> dict[str, Rows]:
   """Name -> steps.
 
@@ -42,6 +57,7 @@ def table(
     num_layers: of the parent.
     steps, rate: of a training that recovers what was lost.
     lesson: of that training.
+    width, num_heads: of the parent.
   """
   keep = half(num_layers)
   train = {
@@ -73,6 +89,11 @@ def table(
     ],
     'low-rank-kd': [
       {'do': 'factorise', 'share': 0.5, 'parts': ('mlp', 'embedding')},
+      train,
+      _INT8,
+    ],
+    'bottleneck-kd': [
+      {'do': 'bottleneck', 'width': third(width, num_heads)},
       train,
       _INT8,
     ],
@@ -138,7 +159,9 @@ def assemble(
     config.compress.shapes = tuple(
       f'{batch}x{min(length, longest)}' for batch, length in shapes
     )
-    rows = table(config.model.num_layers, steps, rate, lesson)[name]
+    model = config.model
+    sizes = {'width': model.width, 'num_heads': model.num_heads}
+    rows = table(model.num_layers, steps, rate, lesson, **sizes)[name]
     for number, row in enumerate(rows):
       config.compress.steps[str(number)] = ml_collections.ConfigDict(row)
   return config.lock()

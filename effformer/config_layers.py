@@ -17,6 +17,7 @@ FACTS = {
   'num_kv_heads': 1,
   'mlp_width': 1,
   'mlp_rank': 0,
+  'bottleneck': 0,
   'activation': '',
   'share': '',
 }
@@ -101,6 +102,7 @@ def _check_layer(config, index: str, row: dict, schema: ModuleType) -> None:
       f'{mechanism} has no rotary positions, but model.position=rotary',
       f'add {FLAG}model.position={other}',
     )
+  _check_bottleneck(model, index, row)
   _check_heads(model, index, row)
   own = config.mixer if mechanism == config.mixer.name else {}
   rank = row.get('rank', own.get('rank', settings.get('rank', 0)))
@@ -112,22 +114,48 @@ def _check_layer(config, index: str, row: dict, schema: ModuleType) -> None:
     )
 
 
+def _check_bottleneck(model, index: str, row: dict) -> None:
+  name, width = _bottleneck(model, index, row)
+  if not width:
+    return
+  if width >= model.width:
+    refuse(
+      f'{name}={width} is not below model.width={model.width}',
+      'use a smaller one, or 0 for none',
+    )
+  if model.reversible:
+    refuse(
+      f'model.reversible=true goes with model.bottleneck=0 only, got '
+      f'{name}={width}',
+      f'use {FLAG}{name}=0',
+    )
+
+
+def _bottleneck(model, index: str, row: dict) -> tuple[str, int]:
+  """The key that says it of a layer, and its value."""
+  if 'bottleneck' in row:
+    return f'model.layers.{index}.bottleneck', row['bottleneck']
+  return 'model.bottleneck', model.bottleneck
+
+
 def _check_heads(model, index: str, row: dict) -> None:
   place = f'model.layers.{index}'
   num_heads = row.get('num_heads', model.num_heads)
-  source = 'qkv_width' if model.qkv_width else 'width'
-  width = model[source]
+  source, width = _bottleneck(model, index, row)
+  if model.qkv_width or not width:
+    source = 'model.qkv_width' if model.qkv_width else 'model.width'
+    width = model.qkv_width or model.width
   name = f'{place}.num_heads' if 'num_heads' in row else 'model.num_heads'
   if 'head_width' not in row and width % num_heads:
     fitting = [n for n in range(1, min(width, 1024) + 1) if width % n == 0]
     near = sorted(fitting, key=lambda n: abs(n - num_heads))[:4]
     refuse(
-      f'{name}={num_heads} does not divide model.{source}={width}',
+      f'{name}={num_heads} does not divide {source}={width}',
       f'use a divisor, for example {" or ".join(map(str, sorted(near)))}',
     )
   head_width = row.get('head_width', width // num_heads)
   if model.position == 'rotary' and head_width % 2:
-    what = f'model.{source}={width} / {name}={num_heads} is {head_width}'
+    what = f'{source}={width} / {name}={num_heads} is {head_width}'
     if 'head_width' in row:
       what = f'{place}.head_width={head_width}'
     refuse(

@@ -284,6 +284,37 @@ CROSS = [
   ('full', ['model.norm=batch'], ["model.norm='batch'", 'layer, rms, affine']),
   ('full', ['model.layers.0.norm=rms'], ['model.layers.0.norm']),
   ('full', ['model.layers.0.mlp_rank=-1'], ['model.layers.0.mlp_rank=-1']),
+  ('full', ['model.bottleneck=-1'], ['model.bottleneck=-1', 'at least 0']),
+  (
+    'full',
+    ['model.bottleneck=256'],
+    ['model.bottleneck=256 is not below model.width=256', '0 for none'],
+  ),
+  (
+    'full',
+    ['model.layers.1.bottleneck=300'],
+    ['model.layers.1.bottleneck=300 is not below model.width=256'],
+  ),
+  (
+    'full',
+    ['model.bottleneck=86'],
+    ['model.num_heads=4 does not divide model.bottleneck=86', 'Use a divisor'],
+  ),
+  (
+    'full',
+    ['model.layers.0.bottleneck=64', 'model.layers.0.num_heads=6'],
+    ['model.layers.0.num_heads=6 does not divide model.layers.0.bottleneck=64'],
+  ),
+  (
+    'full',
+    ['model.bottleneck=36', 'model.position=rotary'],
+    ['heads of even width', 'model.bottleneck=36 / model.num_heads=4 is 9'],
+  ),
+  (
+    'full',
+    ['model.reversible=true', 'model.layers.2.bottleneck=64'],
+    ['model.bottleneck=0 only', '--config.model.layers.2.bottleneck=0'],
+  ),
   (
     'full',
     ['model.embedding_width=8', 'model.front_end=continuous'],
@@ -385,6 +416,11 @@ def test_refuses_and_explains(argument, overrides, named):
     ['model.layers.0.share=a', 'model.layers.3.share=a'],
     ['model.norm=rms', 'model.embedding_width=16', 'model.activation=relu2'],
     ['model.mlp_rank=8', 'model.layers.0.mlp_rank=0'],
+    ['model.bottleneck=64', 'model.layers.0.bottleneck=0'],
+    # Heads of a width of their own, or of all together.
+    ['model.layers.0.bottleneck=10', 'model.layers.0.head_width=4'],
+    ['model.bottleneck=10', 'model.qkv_width=64'],
+    ['model.reversible=true', 'model.bottleneck=0'],
     ['model.layers.3.num_heads=2', 'model.layers.3.activation=relu'],
     # Fewer heads of the width that they have elsewhere; any number of them.
     ['model.layers.3.num_heads=3', 'model.layers.3.head_width=64'],

@@ -87,6 +87,7 @@ SCHEMA = {
   'model.layer_drop': float,
   'model.mlp_chunk': int,
   'model.mlp_rank': int,
+  'model.bottleneck': int,
   'model.mlp_width': int,
   'model.norm': str,
   'model.norm_order': str,

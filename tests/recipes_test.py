@@ -11,7 +11,7 @@ import pytest
 
 from configs import common, compress_lra_text, compress_minilm, recipes
 from effformer import config as config_lib
-from effformer import config_compress, errors
+from effformer import config_check, config_compress, errors
 from effformer.compress import recipe
 from effformer.compress.distill.teaching import Lesson
 
@@ -42,6 +42,29 @@ def test_every_recipe_can_be_carried_out(name, word):
     if isinstance(step, recipe.DropLayers):
       assert max(step.keep) < config.model.num_layers
       assert len(step.keep) == max(config.model.num_layers // 2, 1)
+
+
+@pytest.mark.parametrize(
+  ('word', 'name', 'width'),
+  [
+    ('quick', 'compress_minilm', 120),
+    ('', 'compress_lra_text', 88),
+    ('quick', 'compress_lra_text', 24),
+  ],
+)
+def test_a_third_of_the_width_has_heads_of_even_width(word, name, width):
+  config = load(f'bottleneck-kd,{word}'.rstrip(','), name=name)
+  narrow, train, last = recipe.read(steps_of(config))
+  assert narrow == recipe.Bottleneck(width)
+  assert train.lesson.states == 1
+  assert last.bits == 8
+  model = config.model
+  assert width % (2 * model.num_heads) == 0
+  assert abs(width - model.width / 3) <= model.num_heads
+  # A run would obey it.
+  config_check.check(
+    config_lib.changed(config, {'model.bottleneck': width}), common
+  )
 
 
 def test_the_first_recipe_is_that_without_a_word():

@@ -24,7 +24,10 @@ from effformer.models.predictor import Predictor
 from effformer.models.trunk import Trunk
 from effformer.shapes import Array
 
-_IN_BLOCKS = (('norm_mixer',), ('norm_mlp',))
+_IN_BLOCKS = (
+  *(('norm_mixer',), ('norm_mlp',)),
+  *(('bottleneck', 'norm_narrow'), ('bottleneck', 'norm_widen')),
+)
 # Relative to its mean, the deviation of a channel that is constant.
 _SAME = 1e-6
 _OUTSIDE = (('norm_in',), ('encoder', 'norm_out'), ('head_norm',))
@@ -90,8 +93,8 @@ def _seen(module, params, ids_BT, lengths_B, types_BT=None):
 
   def see(call):
     if call.module.path in _IN_BLOCKS and call.method == '__call__':
-      place = f'encoder/{names[call.layer]}/{call.module.name}'
-      note(place, call.arguments[0], call.output)
+      place = ('encoder', names[call.layer], *call.module.path)
+      note('/'.join(place), call.arguments[0], call.output)
 
   def watch(call, arguments, keywords, context):
     output = call(*arguments, **keywords)

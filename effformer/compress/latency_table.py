@@ -6,9 +6,13 @@ a compiled program of its own, all of them in turns (`timing.rounds`). What a
 program costs that computes nothing is taken off. The times are kept in a file
 beside what they were measured on, and are of no use to another machine.
 
+A block with a bottleneck has three: mixer and feed-forward part are those of a
+block of its width, and its two dense layers are a part for themselves.
+
 They are of blocks: what stands outside of them is the same in every plan.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,14 +28,17 @@ from effformer import durable, shapes, timing
 from effformer.errors import CheckpointError
 from effformer.models import build
 from effformer.models.block import Block, LayerConfig
+from effformer.models.bottleneck import Bottleneck
 from effformer.models.encoder import Encoder
 
 ROUNDS = 31
 BRANCHES = ('mixer', 'mlp')
+BOTTLENECK = 'bottleneck'
 # What each branch is made of.
 _FACTS = {
   'mixer': ('mixer', 'settings', 'conv_width', 'causal'),
   'mlp': ('mlp_width', 'mlp_rank', 'activation', 'mlp_chunk'),
+  BOTTLENECK: ('bottleneck',),
 }
 
 Table = Mapping[str, float]
@@ -43,8 +50,9 @@ class Part(NamedTuple):
   Attributes:
     layers: of one block, or of all of an encoder.
     branch: of `BRANCHES` the one of the only block, each with its norm, the
-      mixer with its convolution; '' for the whole of the encoder.
-    width: D.
+      mixer with its convolution; `BOTTLENECK` for the way into the block and
+      back; '' for the whole of the encoder.
+    width: D; of the branches in a bottleneck its width.
     norm, norm_order: of the model.
     dtype: name of the compute type.
     batch: rows.
@@ -86,8 +94,8 @@ def parts(
   length: int,
   *,
   causal: bool = False,
-) -> list[tuple[Part, Part]]:
-  """The mixer and the feed-forward part of each layer.
+) -> list[tuple[Part, ...]]:
+  """The mixer and the feed-forward part of each layer, and its bottleneck.
 
   Args:
     config: of the model; only forms matter.
@@ -96,10 +104,7 @@ def parts(
     causal: whether tokens see only themselves and earlier ones.
   """
   layers = build.layer_configs(config, causal=causal)
-  return [
-    tuple(_part(config, (layer,), branch, batch, length) for branch in BRANCHES)
-    for layer in layers
-  ]
+  return [tuple(_of_layer(config, own, batch, length)) for own in layers]
 
 
 def measured(parts: Sequence[Part]) -> list[float]:
@@ -202,27 +207,31 @@ def program(part: Part) -> Callable[[], jax.Array]:
     'dtype': build.DTYPES[part.dtype],
   }
   keywords = {'deterministic': True}
-  if part.branch:
+  if part.branch == BOTTLENECK:
+    (layer,) = part.layers
+    module = Bottleneck(layer.bottleneck, part.width, **common)
+  elif part.branch:
     (layer,) = part.layers
     module = Block(layer, **common)
     keywords['branch'] = part.branch
   else:
     module = Encoder(part.layers, unrolled=True, **common)
 
-  def tokens_of(lengths_B):
-    return shapes.Tokens.from_lengths(lengths_B, part.length)
+  def all_of(lengths_B):
+    if part.branch == BOTTLENECK:
+      return keywords
+    tokens = shapes.Tokens.from_lengths(lengths_B, part.length)
+    return {**keywords, 'tokens': tokens}
 
   def run(params, x_BTD, lengths_B):
-    found = module.apply(
-      {'params': params}, x_BTD, tokens=tokens_of(lengths_B), **keywords
-    )
-    return found[0] if part.branch else found
+    found = module.apply({'params': params}, x_BTD, **all_of(lengths_B))
+    return found[0] if part.branch in BRANCHES else found
 
   x_BTD = _inputs(part.batch, part.length, part.width, part.dtype)
   lengths_B = np.full(part.batch, part.length, np.int32)
   form = jax.eval_shape(
     lambda x_BTD, lengths_B: module.init(
-      jax.random.key(0), x_BTD, tokens=tokens_of(lengths_B), **keywords
+      jax.random.key(0), x_BTD, **all_of(lengths_B)
     ),
     x_BTD,
     lengths_B,
@@ -246,6 +255,16 @@ def _nothing(form):
 def _inputs(batch, length, width, dtype):
   x_BTD = np.random.default_rng(1).normal(size=(batch, length, width))
   return x_BTD.astype(build.DTYPES[dtype])
+
+
+def _of_layer(config, layer, batch, length):
+  sizes, width = (batch, length), layer.bottleneck
+  inner = dataclasses.replace(layer, bottleneck=0)
+  for branch in BRANCHES:
+    part = _part(config, (inner,), branch, *sizes)
+    yield part._replace(width=width or part.width)
+  if width:
+    yield _part(config, (layer,), BOTTLENECK, *sizes)
 
 
 def _part(config, layers, branch, batch, length):

@@ -129,10 +129,14 @@ def plan(model: Compressed) -> list[dict[str, Any]]:
     settings = dict(layer.settings)
     heads = settings.get('num_heads')
     rank = f', rank {layer.mlp_rank}' if layer.mlp_rank else ''
-    for part, shape in (
-      ('mixer', f'{layer.mixer}, {heads} heads' if heads else layer.mixer),
-      ('mlp', f'{layer.mlp_width} columns, {layer.activation}{rank}'),
-    ):
+    shapes = {
+      'mixer': f'{layer.mixer}, {heads} heads' if heads else layer.mixer,
+      'mlp': f'{layer.mlp_width} columns, {layer.activation}{rank}',
+    }
+    if layer.bottleneck:
+      width = model.config.model.width
+      shapes['bottleneck'] = f'{width} to {layer.bottleneck} and back'
+    for part, shape in shapes.items():
       path = f'encoder/{name}/{part}/'
       bits = {grid for own, grid in grids.items() if own.startswith(path)}
       rows.append(

@@ -9,10 +9,10 @@
       {'do': 'round', 'bits': 8},
     ])
 
-Layers leave or become one, and attention, activations and norms are swapped
-before units are pruned or matrices factorised, since these are chosen by the
-model that will be; rounding comes last, since codes
-cannot be trained and scales go stale when weights move.
+Layers leave, become one or narrower, and attention, activations and norms are
+swapped before units are pruned or matrices factorised, since these are chosen
+by the model that will be; rounding comes last, since codes cannot be trained
+and scales go stale when weights move.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from typing import Any
 
 from effformer.compress.distill.teaching import Lesson
 from effformer.compress.step_kinds import (
+  Bottleneck,
   ChooseBits,
   DropLayers,
   Factorise,
@@ -40,6 +41,7 @@ _MISSING = {dataclasses.MISSING}
 Step = (
   DropLayers
   | Swap
+  | Bottleneck
   | Share
   | Simplify
   | Prune
@@ -52,6 +54,7 @@ Step = (
 STEPS: dict[str, type] = {
   'drop_layers': DropLayers,
   'swap': Swap,
+  'bottleneck': Bottleneck,
   'share': Share,
   'simplify': Simplify,
   'prune': Prune,

@@ -167,6 +167,7 @@ def _check_activation(name):
 def _norms(flat) -> list[str]:
   """Places of the norms that are the model's."""
   ends = ('norm_in', 'norm_out', 'norm_mixer', 'norm_mlp', 'head_norm')
+  ends += ('norm_narrow', 'norm_widen')
   places = [path.rpartition('/') for path in flat]
   return [
     place for place, _, part in places
@@ -200,7 +201,10 @@ def _uncentred(config, flat) -> list[str]:
     reasons.append('convolutions give each channel a weight of its own')
   if model.token_head != 'dense' and 'head_out/kernel' not in flat:
     reasons.append('the embedding is the head too, and has to stay as it is')
-  mixers = {layer.mixer for layer in build.layer_configs(config)}
+  blocks = build.layer_configs(config)
+  if any(layer.bottleneck for layer in blocks):
+    reasons.append('bottlenecks read the stream as it is, its mean with it')
+  mixers = {layer.mixer for layer in blocks}
   others = sorted(mixers - set(fold.READERS))
   reasons += [f'what {name} gives has a mean' for name in others]
   if 'head_norm/scale' in flat:

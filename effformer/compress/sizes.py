@@ -61,4 +61,6 @@ def component(path: str) -> str:
     return 'norms'
   if 'mixer' in parts or 'conv' in parts:
     return 'attention'
-  return 'feed_forward' if 'mlp' in parts else 'embedding'
+  # Those of bottlenecks, too, go from token to the same token.
+  is_dense = 'mlp' in parts or 'bottleneck' in parts
+  return 'feed_forward' if is_dense else 'embedding'

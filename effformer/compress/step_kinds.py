@@ -44,6 +44,28 @@ class Swap:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bottleneck:
+  """Narrower blocks, which begin anew; `bottleneck.narrow`.
+
+  Attributes:
+    width: of what is in a block.
+    layers: which become narrower; () for all.
+    mlp_width: columns of their feed-forward parts; 0 for the share of them that
+      the width is of the width before.
+  """
+
+  rank: ClassVar[int] = 0
+  width: int
+  layers: tuple[int, ...] = ()
+  mlp_width: int = 0
+
+  def __post_init__(self):
+    _at_least_one('bottleneck', 'width', self.width)
+    if self.mlp_width < 0:
+      refuse(f'bottleneck: mlp_width={self.mlp_width} has to be at least 0')
+
+
+@dataclasses.dataclass(frozen=True)
 class Share:
   """Layers that are alike become one; `share.groups_of`, `share.tie`.
 

@@ -16,6 +16,7 @@ from effformer.compress import (
   affine,
   awq,
   bits,
+  bottleneck,
   calibrate,
   depth,
   fold,
@@ -90,14 +91,20 @@ def _drop(step, model, place) -> Compressed:
   return model._replace(config=config, params=params)
 
 
-def _swap(step, model, place) -> Compressed:
+def _initial(model, place):
+  """Config -> key -> parameters, of a model for the same task."""
+
   def initial(config):
     return task_of(model._replace(config=config), place.parent).init
 
+  return initial
+
+
+def _swap(step, model, place) -> Compressed:
   swapped = swap_mixers(
     model.config,
     model.params,
-    initial,
+    _initial(model, place),
     step.mechanism,
     step.layers or None,
     settings=step.settings,
@@ -108,6 +115,19 @@ def _swap(step, model, place) -> Compressed:
     f'are new, {len(swapped.left)} leave'
   )
   return model._replace(config=swapped.config, params=swapped.params)
+
+
+def _bottleneck(step, model, place) -> Compressed:
+  config, params = bottleneck.narrow(
+    model.config,
+    model.params,
+    step.width,
+    _initial(model, place),
+    step.layers or None,
+    mlp_width=step.mlp_width,
+    seed=model.config.seed,
+  )
+  return model._replace(config=config, params=params)
 
 
 def _share(step, model, place) -> Compressed:
@@ -325,6 +345,7 @@ def distance(before: np.ndarray, after: np.ndarray) -> float:
 CARRY: dict[type, Carry] = {
   recipe.DropLayers: _drop,
   recipe.Swap: _swap,
+  recipe.Bottleneck: _bottleneck,
   recipe.Share: _share,
   recipe.Simplify: _simplify,
   recipe.Prune: _prune,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from effformer import attention, shapes
 from effformer.models import layers, norms
+from effformer.models.bottleneck import Bottleneck
 
 # What a stream keeps: a pytree, or None where there is no stream.
 State = Any
@@ -30,6 +31,8 @@ class LayerConfig:
     causal: of the convolution; that of the mixer is one of its settings.
     mlp_rank: of the two products of the feed-forward part, 0 = full; see
       `layers.FeedForward`.
+    bottleneck: width b of all that is in the block, 0 = that of the stream;
+      see `bottleneck.Bottleneck`.
   """
 
   mixer: str
@@ -41,13 +44,15 @@ class LayerConfig:
   share: str = ''
   causal: bool = False
   mlp_rank: int = 0
+  bottleneck: int = 0
 
 
 class Block(nn.Module):
   """Mixer and feed-forward part, each with norm, dropout and residual.
 
   Pre-LN (`x + f(LN(x))`, Xiong et al. 2020) or post-LN (`LN(x + f(x))`,
-  Vaswani et al. 2017).
+  Vaswani et al. 2017). With a bottleneck all of this is at another width than
+  the stream, and has a residual of its own around it.
   """
 
   layer: LayerConfig
@@ -72,8 +77,17 @@ class Block(nn.Module):
     With `branch` only what this adds to the residual stream. Branches, of
     pre-LN only, are 'mixer', with the convolution, and 'mlp'. With a state the
     tokens are further ones, see `contract.Mixer.extend`.
+
+    Raises:
+      ValueError: `branch` of a block with a bottleneck, whose branches add
+        nothing to the stream by themselves.
     """
     layer = self.layer
+    if layer.bottleneck and branch:
+      raise ValueError(
+        f'a block with bottleneck={layer.bottleneck} has no branch {branch!r} '
+        'of the residual stream'
+      )
     mixer = self._mixer()
     conv_state, mixer_state = (None, None) if state is None else state
     feed_forward = layers.FeedForward(
@@ -86,6 +100,9 @@ class Block(nn.Module):
       name='mlp',
     )
     before_BTD = x_BTD
+    if layer.bottleneck:
+      bottleneck = self._bottleneck(x_BTD.shape[-1])
+      x_BTD = bottleneck.enter(x_BTD)
     if layer.conv_width and branch != 'mlp':
       # On the residual stream: what it gathers reaches the layers above even
       # where the mixer averages it away.
@@ -107,6 +124,8 @@ class Block(nn.Module):
         x_BTD,
         deterministic,
       )
+    if layer.bottleneck:
+      x_BTD = bottleneck.leave(before_BTD, x_BTD, deterministic=deterministic)
     after = None if state is None else (conv_state, mixer_state)
     return (x_BTD - before_BTD if branch else x_BTD), after
 
@@ -114,7 +133,8 @@ class Block(nn.Module):
   def init_state(
     self, params: Any, batch_size: int, max_length: int, width: int
   ) -> State:
-    """The state of a stream before its first token."""
+    """The state of a stream before its first token; `width` is D."""
+    width = self.layer.bottleneck or width
     conv_state = None
     if self.layer.conv_width:
       conv_state = self._convolution().init_state(batch_size, width, self.dtype)
@@ -134,6 +154,19 @@ class Block(nn.Module):
       module_name='mixer',
       dtype=self.dtype,
       **dict(self.layer.settings),
+    )
+
+  @nn.nowrap
+  def _bottleneck(self, stream_width):
+    return Bottleneck(
+      self.layer.bottleneck,
+      stream_width,
+      norm_order=self.norm_order,
+      norm=self.norm,
+      norm_epsilon=self.norm_epsilon,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      name='bottleneck',
     )
 
   @nn.nowrap

@@ -24,6 +24,7 @@ def layer_configs(
     'mlp_width': model.mlp_width,
     'activation': model.activation,
     'mlp_rank': model.mlp_rank,
+    'bottleneck': model.bottleneck,
     'share': '',
     # 0: what the heads have of the width.
     'head_width': 0,
@@ -48,7 +49,7 @@ def layer_configs(
 def _layer_config(config, facts, settings, causal):
   model = config.model
   known = attention.settings(facts['mixer'])
-  qkv_width = model.qkv_width or model.width
+  qkv_width = model.qkv_width or facts['bottleneck'] or model.width
   ids_per_token = trunk.ids_per_token(
     model.front_end, model.patch_size, model.channels
   )
@@ -83,6 +84,7 @@ def _layer_config(config, facts, settings, causal):
     share=facts['share'],
     causal=causal,
     mlp_rank=facts['mlp_rank'],
+    bottleneck=facts['bottleneck'],
   )
 
 

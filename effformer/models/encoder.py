@@ -80,6 +80,12 @@ class Encoder(nn.Module):
         "a reversible encoder needs norm_order 'pre' and no remat; got "
         f'{self.norm_order!r} and remat={self.remat}'
       )
+    narrow = {layer.bottleneck for layer in self.layers} - {0}
+    if self.reversible and narrow:
+      raise ValueError(
+        'a reversible encoder has branches of its stream, which blocks with '
+        f'bottleneck={max(narrow)} have not'
+      )
     if not 0 <= self.layer_drop < 1 or (self.reversible and self.layer_drop):
       raise ValueError(
         'layer_drop must be in [0, 1), and 0 in a reversible encoder; got '

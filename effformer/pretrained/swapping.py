@@ -14,7 +14,10 @@ from effformer.errors import ConfigError
 from effformer.pretrained.model import Pretrained
 
 # What a layer is whatever its mechanism.
-_FACTS = ('num_heads', 'head_width', 'mlp_width', 'activation', 'share')
+_FACTS = (
+  *('num_heads', 'head_width', 'mlp_width', 'mlp_rank', 'bottleneck'),
+  *('activation', 'share'),
+)
 
 
 class Swapped(NamedTuple):

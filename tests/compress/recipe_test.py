@@ -136,6 +136,7 @@ def test_training_for_rounding_needs_the_rounding():
   [
     {'do': 'swap', 'mechanism': 'local', 'settings': {'window': 6}},
     {'do': 'share', 'number': 1},
+    {'do': 'bottleneck', 'width': 8},
     {'do': 'simplify', 'norm': 'rms'},
   ],
 )

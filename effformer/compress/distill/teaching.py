@@ -225,6 +225,22 @@ def _check(task, teacher, lesson, layers):
       f'states of width {task.model.width} and {teacher.width} cannot be '
       'compared: leave them out of the lesson.'
     )
+  if lesson.mixers:
+    _check_mixers(task.model, teacher, layers)
+
+
+def _check_mixers(student, teacher, layers):
+  for own, other in layers.pairs:
+    widths = [
+      module.layers[index].bottleneck or module.width
+      for module, index in ((student, own), (teacher, other))
+    ]
+    if widths[0] != widths[1]:
+      raise ConfigError(
+        f'what the mixer of layer {own} gives is {widths[0]} wide, and that of '
+        f'layer {other} of the teacher {widths[1]}: leave mixers out of the '
+        'lesson.'
+      )
 
 
 def _check_classes(task, teacher, lesson):

@@ -276,11 +276,16 @@ def _columns(flat):
 
 
 def _block(flat, norm_order):
-  exits = []
-  # Of another mixer it is not known what switches it off.
-  if norm_order == 'pre' and _named(flat, '/mixer/out/kernel'):
+  ends = ()
+  if _named(flat, '/bottleneck/widen/kernel'):
+    # The only way back to the stream.
+    ends = ('/bottleneck/widen/kernel', '/bottleneck/widen/bias')
+  elif _named(flat, '/mixer/out/kernel'):
     ends = ('/mixer/out/kernel', '/mixer/out/bias', '/mlp/out/kernel')
     ends += ('/mlp/out/bias', '/conv/filter')
+  # Of another mixer it is not known what switches it off.
+  exits = []
+  if norm_order == 'pre':
     exits = [Part(path, None) for path in flat if path.endswith(ends)]
   parts = tuple(Part(path, None) for path in flat)
   return Units('layer', (1,), parts, tuple(exits))
