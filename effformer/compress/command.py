@@ -177,12 +177,13 @@ def _rows(config) -> list[dict[str, Any]]:
 def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
   """Name -> the recipe without one of its ideas, of those that it has.
 
+  untrained    nothing is trained
   no_teacher   students learn from labels alone, for as many steps
   random       units are chosen at random, as many
   nearest      codes are the nearest ones, of as many bits
   uniform      codes are of the same bits everywhere, within the budget
   """
-  replace = dataclasses.replace
+  rows, replace = tuple(rows), dataclasses.replace
   changes = {
     'no_teacher': (
       recipe.Train,
@@ -193,10 +194,13 @@ def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
     'uniform': (recipe.ChooseBits, lambda s: s.uniform),
   }
   found = {
-    name: tuple(change(s) if isinstance(s, kind) else s for s in rows)
-    for name, (kind, change) in changes.items()
+    'untrained': tuple(s for s in rows if not isinstance(s, recipe.Train)),
+    **{
+      name: tuple(change(s) if isinstance(s, kind) else s for s in rows)
+      for name, (kind, change) in changes.items()
+    },
   }
-  return {name: other for name, other in found.items() if other != tuple(rows)}
+  return {name: own for name, own in found.items() if own and own != rows}
 
 
 def _controls(config, rows, parent, folder, stop, console):

@@ -10,7 +10,6 @@ def block() -> list[str]:
     (_mixed, 'compress_mixed'),
     (_structure, 'compress_structure'),
     (_crossover, 'compress_crossover'),
-    (_depth, 'compress_depth'),
     (_recipes, 'compress_recipes'),
   )
   lines: list[str] = []
@@ -147,35 +146,6 @@ def _crossover(rows) -> list[str]:
   return [*lines, '', _made(rows, 'crossover')]
 
 
-def _depth(rows) -> list[str]:
-  """Half the layers, with a teacher and without."""
-  parent = rows[0]
-  lines = [
-    'Half the layers on SST-2, with the fine-tuned parent as teacher and by '
-    'labels alone, for as many steps of the same batches:',
-    '',
-    '| model | seed | test accuracy | of the parent | same class | '
-    'parameters |',
-    '| --- | --- | --- | --- | --- | --- |',
-  ]
-  whole = float(parent['test_accuracy'])
-  for row in rows:
-    own = float(row['test_accuracy'])
-    share = f'{100 * own / whole:.1f} %'
-    lines.append(
-      f'| {row["model"]} | {row["seed"]} | {own:.2f} | {share} | '
-      f'{row["agreement"]} | {int(row["num_params"]):,} |'
-    )
-  return [
-    *lines,
-    '',
-    f'{int(parent["examples"]):,} examples; the best floor is '
-    f'{parent["floor"]}; {parent["steps"]} steps of '
-    f'{parent["batch_size"]} each. '
-    + _made(rows, 'half_depth --data=FOLDER --workdir=FOLDER'),
-  ]
-
-
 def _recipes(rows) -> list[str]:
   """Final models and controls of recipes, over seeds."""
   groups: dict[tuple, list] = {}
@@ -187,17 +157,21 @@ def _recipes(rows) -> list[str]:
       recipe = '' if what == 'parent' else row['recipe']
       groups.setdefault((row['task'], recipe, what), []).append(row)
   lines = [
-    '| task | recipe | MB on disk | test x 100, each seed | change |',
-    '| --- | --- | --- | --- | --- |',
+    '| task | recipe | steps | MB on disk | test x 100, each seed | change | '
+    'of the parent |',
+    '| --- | --- | --- | --- | --- | --- | --- |',
   ]
-  for (task, recipe, what), own in groups.items():
-    own = [own[0]] if what == 'parent' else own
+  for (task, recipe, what), own in sorted(groups.items()):
+    is_parent = what == 'parent'
+    own = own[:1] if is_parent else own
     scores = ', '.join(f'{100 * float(row["score"]):.2f}' for row in own)
-    change = sum(100 * float(row['change']) for row in own) / len(own)
-    name = what if what == 'parent' else ' '.join(filter(None, (recipe, what)))
+    change = sum(float(row['change']) for row in own) / len(own)
+    whole = float(own[0]['score']) - float(own[0]['change'])
+    steps = '' if is_parent or what.endswith('untrained') else own[0]['steps']
     lines.append(
-      f'| {task} | {name} | {int(own[0]["bytes"]) / 1e6:.2f} | '
-      f'{scores} ({own[0]["measure"]}) | {change:+.2f} |'
+      f'| {task} | {" ".join(filter(None, (recipe, what)))} | {steps} | '
+      f'{int(own[0]["bytes"]) / 1e6:.2f} | {scores} ({own[0]["measure"]}) | '
+      f'{100 * change:+.2f} | {100 * (1 + change / whole):.1f} % |'
     )
   return [
     'Recipes with their controls, over seeds:',

@@ -8,7 +8,8 @@ stsb_* with train, validation and test, and imdb_* as jsonl. The parent of a
 task is the run of its config with `quick`, seed 0 (of stsb the encoder as it
 is), and all recipes and seeds are of this parent; seeds are of the training and
 the choices of a recipe. Interrupted, it goes on where it was. A row is a model
-of a compression: the parent, after each step, and the controls.
+of a compression: the parent, after each step, and the controls. Rows of other
+recipes, tasks and seeds stay in the table.
 """
 
 import argparse
@@ -22,18 +23,21 @@ from effformer.train import preemption, screen, session
 from experiments import table
 
 _ALL = {'data.test_examples': 0, 'data.validation_examples': 0}
-# Name -> config, files, and settings of its runs.
+# Name -> config, files, settings of its runs, and steps of a training in a
+# recipe.
 TASKS = {
   'sst2': (
     'sentence',
     'glue_sst2',
     {**_ALL, 'data.max_length': 48, 'train.num_steps': 600},
+    300,
   ),
-  'mrpc': ('pair', 'mrpc', {**_ALL, 'train.num_steps': 400}),
+  'mrpc': ('pair', 'mrpc', {**_ALL, 'train.num_steps': 400}, 200),
   'stsb': (
     'similarity',
     'stsb',
     {**_ALL, 'train.num_steps': 0, 'train.warmup_steps': 0},
+    300,
   ),
   # Long texts, of which the first 512 subwords are read.
   'imdb': (
@@ -45,8 +49,10 @@ TASKS = {
       'data.validation_examples': 500,
       'train.batch_size': 8,
       'train.eval_batch_size': 16,
-      'train.num_steps': 600,
+      'train.num_steps': 300,
+      'train.eval_every_steps': 150,
     },
+    150,
   ),
 }
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -58,7 +64,7 @@ _QUALITY = (
 
 def keys(folder: pathlib.Path, task: str) -> dict[str, object]:
   """The files of a task and what else its runs have."""
-  _, name, settings = TASKS[task]
+  _, name, settings, _ = TASKS[task]
   found = dict(settings)
   for split in ('train', 'validation', 'test'):
     paths = sorted(folder.glob(f'{name}_{split}.*'))
@@ -76,17 +82,21 @@ def compress(
   stop: preemption.Stop,
 ) -> list[dict]:
   """The rows of one compression."""
+  path = f'{_ROOT}/configs/compress_minilm.py:{recipe},{TASKS[task][0]},quick'
+  steps = config_lib.load(path, {})[0].compress.steps
   more = {
+    **{
+      f'compress.steps.{number}.steps': options.steps or TASKS[task][-1]
+      for number, row in steps.items()
+      if row.do == 'train'
+    },
     'compress.parent': str(parent),
     'compress.seed': seed,
     # Quality here; speeds are of `structure` and of single runs.
     'compress.shapes': ('1x32',),
     **dict(pair.split('=', 1) for pair in options.set),
   }
-  config, _ = config_lib.load(
-    f'{_ROOT}/configs/compress_minilm.py:{recipe},{TASKS[task][0]},quick',
-    {**keys(options.data, task), **more},
-  )
+  config, _ = config_lib.load(path, {**keys(options.data, task), **more})
   place = options.workdir / f'{task}_{recipe}_{seed}'
   found = command.compress(config, str(place), stop, screen.Screen())
   return [_row(found, model, task, recipe, seed) for model in found['models']]
@@ -102,6 +112,7 @@ def _row(found, model, task, recipe, seed):
     'is_final': model['model'] == found['final'],
     'bytes': model['disk_bytes'],
     'parameters': model['parameters'],
+    'steps': sum(row.get('steps', 0) for row in found['steps']),
     'measure': quality['name'],
     **{
       name: round(quality[name], 5) if name in quality else ''
@@ -121,6 +132,7 @@ def main() -> int:
   parser.add_argument('--recipes', required=True)
   parser.add_argument('--tasks', default='sst2')
   parser.add_argument('--seeds', default='0,1,2')
+  parser.add_argument('--steps', type=int, help='of a training in a recipe')
   parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE')
   parser.add_argument(
     '--csv', type=pathlib.Path, default=table.RESULTS / 'compress_recipes.csv'
@@ -128,7 +140,6 @@ def main() -> int:
   options = parser.parse_args()
   stop = preemption.Stop()
   stop.install()
-  rows = []
   try:
     for task in options.tasks.split(','):
       parent = options.workdir / f'{task}_parent'
@@ -139,8 +150,11 @@ def main() -> int:
       session.train(config, str(parent), stop, screen.Screen())
       for recipe in options.recipes.split(','):
         for seed in map(int, options.seeds.split(',')):
-          rows += compress(options, task, recipe, seed, parent, stop)
-          table.write(options.csv, rows)
+          table.merge(
+            options.csv,
+            compress(options, task, recipe, seed, parent, stop),
+            *('task', 'recipe', 'seed', 'model'),
+          )
   except (errors.UserError, errors.Preempted) as error:
     print(f'error: {error}', file=sys.stderr)
     return error.exit_code

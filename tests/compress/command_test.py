@@ -35,7 +35,7 @@ ROUND = {
   'do': 'round', 'bits': 4, 'group': 'tile', 'tile': 5, 'method': 'gptq',
   'batches': 1,
 }  # fmt: skip
-CONTROLS = ('no_teacher', 'random', 'nearest')
+CONTROLS = ('untrained', 'no_teacher', 'random', 'nearest')
 
 
 def with_steps(config, *rows, **compress):
@@ -105,6 +105,7 @@ def test_controls_lack_one_idea_each():
   found = command.controls(rows)
   assert tuple(found) == CONTROLS
   prune, train, last = rows
+  assert found['untrained'] == (prune, last)
   assert found['no_teacher'] == (
     prune, dataclasses.replace(train, lesson=step_kinds.LABELS), last,
   )  # fmt: skip
@@ -127,7 +128,10 @@ def test_controls_lack_one_idea_each():
     ([{'do': 'train', 'steps': 3, 'learning_rate': 1.0}], ()),
     ([{'do': 'choose_bits', 'budget': 0.2}], ('uniform',)),
     ([PRUNE, {'do': 'choose_bits', 'budget': 0.2}], ('random', 'uniform')),
-    ([TRAIN, {'do': 'round', 'method': 'smooth'}], ('no_teacher', 'nearest')),
+    (
+      [TRAIN, {'do': 'round', 'method': 'smooth'}],
+      ('untrained', 'no_teacher', 'nearest'),
+    ),
   ],
 )
 def test_only_what_a_recipe_has_is_left_out(rows, names):
@@ -157,9 +161,10 @@ def test_the_folder_is_as_it_is_described(finished):
     'compression.json', 'data.json',
   }  # fmt: skip
   for place in (folder / 'recipe', *(folder / 'controls').iterdir()):
-    assert {path.name for path in place.iterdir()} == {
-      'recipe.json', 'step_0_prune', 'step_1_train', 'step_2_round',
-    }  # fmt: skip
+    names = {'step_0_prune', 'step_1_train', 'step_2_round'}
+    if place.name == 'untrained':
+      names = {'step_0_prune', 'step_1_round'}
+    assert {path.name for path in place.iterdir()} == {'recipe.json', *names}
   assert {path.name for path in (folder / 'controls').iterdir()} == {*CONTROLS}
   assert [run.folder for run in runs.find([folder])] == [folder / 'parent']
   for name in CONTROLS:
@@ -195,7 +200,8 @@ def test_what_is_measured(finished):
     '0: prune': 'recipe/step_0_prune',
     '1: train': 'recipe/step_1_train',
     '2: round': 'model',
-    **{f'control: {n}': f'controls/{n}/step_2_round' for n in CONTROLS},
+    **{f'control: {n}': f'controls/{n}/step_2_round' for n in CONTROLS[1:]},
+    'control: untrained': 'controls/untrained/step_1_round',
   }
   for name, place in places.items():
     assert rows[name]['disk_bytes'] == size_of(folder / place), name
