@@ -6,9 +6,10 @@ from typing import Any
 
 import ml_collections
 
-from effformer import errors
+from effformer import durable, errors
 from effformer.compress import (
   artefact,
+  latency_table,
   outputs,
   pipeline,
   quality,
@@ -84,8 +85,10 @@ def measure(
     'floors': parent.task.floors(),
     'models': found,
     'plan': plan(models[final]),
+    'search': search(rows, folder),
     'speed': times,
     'device': result.device(),
+    'machine': latency_table.machine(),
     'versions': identity.versions(),
     'commit': result.commit(),
   }
@@ -113,6 +116,17 @@ def _timed(parent, small):
       params=small.numbers, activations=''
     )
   return timed
+
+
+def search(
+  rows: Sequence[recipe.Step], folder: pathlib.Path
+) -> dict[str, Any] | None:
+  """What the policy has tried, see `steps`; None where it chose nothing."""
+  for place in pipeline.folders(rows, folder):
+    found = durable.read_json(place / steps.SEARCH)
+    if found is not None:
+      return found
+  return None
 
 
 def plan(model: Compressed) -> list[dict[str, Any]]:

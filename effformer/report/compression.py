@@ -3,6 +3,7 @@
 From the files compression.json that `--mode=compress` writes.
 """
 
+import collections
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,17 +11,16 @@ from typing import Any
 
 from effformer import durable
 from effformer.errors import ConfigError
-from effformer.report import document, found, plots
-from effformer.report.document import Block, Heading, Picture, Table, Text
+from effformer.report import document, found, frontiers, plots
+from effformer.report.document import Block, Heading, Table, Text
 from effformer.train import workdir
 
-PARENT, CONTROL, COMPRESSED = 'parent', 'control', 'compressed'
 _COMPONENTS = ('embedding', 'attention', 'feed_forward', 'norms', 'head')
-_OWN = 'own steps'
 _NEEDED = {
   *('task', 'recipe', 'final', 'models', 'speed', 'plan', 'device', 'steps'),
   *('seed', 'stand_in', 'origin', 'versions', 'commit', 'overridden'),
   *('parent_sha256', 'examples', 'floors', 'floor_score'),
+  *('search', 'machine'),
 }
 
 
@@ -62,14 +62,14 @@ def content(
   """For each task the plots, then a section for each compression."""
   blocks: list[Block] = []
   if compressions and with_plots:
-    blocks += pictures(compressions)
+    blocks += frontiers.pictures(compressions)
   for one in compressions:
     blocks += _section(one)
   return blocks
 
 
 def _section(one) -> list[Block]:
-  what = f'{one["recipe"] or _OWN} of {one["task"]}, seed {one["seed"]}'
+  what = f'{frontiers.recipe(one)} of {one["task"]}, seed {one["seed"]}'
   if one['stand_in']:
     what += ' (STAND-IN data, not a score)'
   versions = ', '.join(f'{k} {v}' for k, v in one['versions'].items())
@@ -77,8 +77,9 @@ def _section(one) -> list[Block]:
   return [
     Heading(what),
     Text(
-      f'Parent {one["parent_sha256"][:16]}; {one["origin"]}; {one["device"]}; '
-      f'{versions}; commit {(one["commit"] or "unknown")[:10]}.{changed}'
+      f'Parent {one["parent_sha256"][:16]}; {one["origin"]}; '
+      f'{frontiers.machine(one)}; {versions}; '
+      f'commit {(one["commit"] or "unknown")[:10]}.{changed}'
     ),
     Text(f'Steps: {"; ".join(map(_step, one["steps"]))}.'),
     Heading('Quality', 3),
@@ -91,6 +92,43 @@ def _section(one) -> list[Block]:
     Table(
       ('part', 'what it is', 'bits'),
       [(row['part'], row['shape'], row['bits']) for row in one['plan']],
+    ),
+    *_search(one['search']),
+  ]
+
+
+def _search(found) -> list[Block]:
+  if found is None:
+    return []
+  frontier = []
+  for row in found['frontier']:
+    counts = collections.Counter(row['plan'].values())
+    bits = ', '.join(f'{name}: {counts[name]}' for name in sorted(counts))
+    is_best = row['cost'] == found['best']['cost']
+    frontier.append(
+      [
+        f'{row["cost"] / 1e6:.2f}',
+        f'{-row["score"]:.3g}',
+        f'{row["predicted"]:.3g}',
+        f'{bits}{" (chosen)" * is_best}',
+      ]
+    )
+  names = [option['name'] for option in next(iter(found['options'].values()))]
+  return [
+    Heading('Choice of bits', 3),
+    Text(
+      f'{found["why"]}. Losses are the mean KL to the parent in nats, of '
+      'vectors 1 - cosine, on batches of the train split. First the plans that '
+      'no other plan beats in both, then each group with an option alone, all '
+      'others as they were.'
+    ),
+    Table(('MB', 'loss', 'predicted', 'bits: groups'), frontier),
+    Table(
+      ('group', *(f'{name} bits' for name in names)),
+      [
+        (group, *(f'{option["loss"]:.2g}' for option in row))
+        for group, row in found['options'].items()
+      ],
     ),
   ]
 
@@ -204,12 +242,12 @@ def _speed(one) -> list[Block]:
     return [Text('Nothing was timed: compress.shapes was empty.')]
   rows = []
   for row in one['speed']:
-    flops = row['xla_flops']
+    flops, is_control = row['xla_flops'], row['model'] == frontiers.CONTROL
     counted = '' if not flops else f'{flops / 2 / row["multiply_adds"]:.2f}'
     rows.append(
       [
         f'{row["batch"]} x {row["length"]}',
-        'parent again (control)' if row['model'] == CONTROL else row['model'],
+        'parent again (control)' if is_control else row['model'],
         f'{row["ratio"]:.2f} [{row["ratio_p25"]:.2f}, {row["ratio_p75"]:.2f}]',
         f'{row["p50_ms"]:.2f}',
         f'{row["p90_ms"]:.2f}',
@@ -244,106 +282,6 @@ def _speed(one) -> list[Block]:
       rows,
     ),
   ]
-
-
-def pictures(compressions: Sequence[Mapping[str, Any]]) -> list[Picture]:
-  """For each task the score over bytes, and over the milliseconds of a shape.
-
-  What is on generated stand-ins is a task of its own; times of another shape or
-  device are not in one plot.
-  """
-  tasks: dict[tuple, list] = {}
-  for one in compressions:
-    tasks.setdefault((one['task'], one['stand_in']), []).append(one)
-  return [
-    picture
-    for (task, stand_in), group in sorted(tasks.items())
-    for picture in _of_task(f'{task}{"_stand_in" * stand_in}', group)
-  ]
-
-
-def _of_task(task, group):
-  yield _over_bytes(task, group)
-  places: dict[tuple, list] = {}
-  for one in group:
-    # The first shape.
-    for row in one['speed'][:1]:
-      place = (row['batch'], row['length'], one['device'])
-      places.setdefault(place, []).append(one)
-  for number, (place, own) in enumerate(sorted(places.items())):
-    yield _over_time(task, own, place, number)
-
-
-def _over_bytes(task, group) -> Picture:
-  points = []
-  for one in group:
-    for model in one['models']:
-      points.append((model['disk_bytes'] / 1e6, model['quality'], model, one))
-  return _plot(task, points, 'MB on disk', 'bytes')
-
-
-def _over_time(task, group, place, number) -> Picture:
-  batch, length, device = place
-  points = []
-  for one in group:
-    by_name = {row['model']: row for row in one['models']}
-    for name, own in ((PARENT, PARENT), (COMPRESSED, one['final'])):
-      row = next(
-        row
-        for row in one['speed']
-        if (row['model'], row['batch'], row['length']) == (name, batch, length)
-      )
-      points.append((row['p50_ms'], by_name[own]['quality'], by_name[own], one))
-  x = f'milliseconds of {batch} x {length}, {device}'
-  return _plot(task, points, x, f'milliseconds_{number}')
-
-
-def _plot(task, points, x_label, name) -> Picture:
-  pyplot = plots.load_pyplot()
-  figure, axes = pyplot.subplots(figsize=(7.5, 5))
-  colours = pyplot.colormaps['tab10'].colors
-  recipes = sorted({one['recipe'] or _OWN for *_, one in points})
-  shown = set()
-  for x, quality, model, one in points:
-    score, low, high = (100 * quality[k] for k in ('score', 'low', 'high'))
-    kind = model['model'].partition(':')[0]
-    is_parent, is_control = kind == PARENT, kind == CONTROL
-    label = PARENT if is_parent else one['recipe'] or _OWN
-    axes.errorbar(
-      x, score, [[max(score - low, 0)], [max(high - score, 0)]], capsize=2,
-      marker='*' if is_parent else 'o', markersize=12 if is_parent else 6,
-      color='black' if is_parent else colours[recipes.index(label) % 10],
-      markerfacecolor='white' if is_control else None, linestyle='none',
-      linewidth=0.8, label=None if label in shown or is_control else label,
-    )  # fmt: skip
-    if not is_control:
-      shown.add(label)
-  front = _frontier(
-    [
-      (x, 100 * quality['score'])
-      for x, quality, model, _ in points
-      if not model['model'].startswith(CONTROL)
-    ]
-  )
-  axes.step(*zip(*front, strict=True), where='post', color='grey', linewidth=1)
-  axes.set_xscale('log')
-  axes.set_xlabel(x_label)
-  axes.set_ylabel(f'{points[0][1]["name"]} x 100, test')
-  title = task.replace('_stand_in', ' (STAND-IN data, not a score)')
-  axes.set_title(f'{title}\nhollow are controls, the line is the frontier')
-  axes.grid(True, alpha=0.3, which='both')
-  axes.legend(fontsize=8)
-  about = f'{task}: score over {x_label}'
-  return plots.picture(pyplot, figure, f'compressed_{task}_{name}', about)
-
-
-def _frontier(points):
-  """Those that no other beats in both, by x."""
-  best = []
-  for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-    if not best or y > best[-1][1]:
-      best.append((x, y))
-  return best
 
 
 def _percent(value: float) -> str:

@@ -12,6 +12,7 @@ from effformer import errors, main, tasks
 from effformer.compress import (
   artefact,
   command,
+  latency_table,
   measuring,
   recipe,
   step_kinds,
@@ -220,6 +221,8 @@ def test_what_is_measured(finished):
   assert score['score'] == pytest.approx(trained['test']['accuracy'])
   assert rows['2: round']['quality']['kl'] > 0
   assert found['examples'] == 7
+  assert found['search'] is None
+  assert found['machine'] == latency_table.machine()
   assert found['floors'] == parent['floors']
   assert found['steps'][2] == {
     'do': 'round', 'bits': 4, 'group': 'tile', 'tile': 5, 'method': 'gptq',

@@ -8,7 +8,14 @@ import pytest
 
 from effformer import config as config_lib
 from effformer import data, errors, tasks
-from effformer.compress import bits, outputs, recipe, steps, tensors
+from effformer.compress import (
+  bits,
+  measuring,
+  outputs,
+  recipe,
+  steps,
+  tensors,
+)
 from effformer.compress.artefact import Compressed
 from effformer.compress.tensors import QTensor
 from effformer.train import preemption
@@ -140,8 +147,10 @@ def test_bytes_are_within_the_budget(parent, chosen):
 
 
 def test_all_that_was_tried_is_kept(parent, chosen):
-  _, folder, _, _ = chosen
+  row, folder, _, _ = chosen
   found = json.loads((folder / steps.SEARCH).read_text())
+  assert measuring.search(recipe.read([row]), folder.parent) == found
+  assert measuring.search(recipe.read([{'do': 'round'}]), folder.parent) is None
   assert [path.name for path in folder.iterdir()] == [steps.SEARCH]
   assert found['why'] == 'the best of the 4 plans measured reaches the floor'
   assert found['is_reached'] is True

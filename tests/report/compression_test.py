@@ -7,7 +7,7 @@ import re
 import pytest
 
 from effformer.errors import CheckpointError
-from effformer.report import __main__, compression, document
+from effformer.report import __main__, compression, document, frontiers
 from tests.report import compressions
 from tests.report.folders import write_run
 
@@ -74,8 +74,8 @@ def test_a_section_says_what_was_made_of_what():
   text = text_of(one)
   assert text.startswith('## tiny of text, seed 3\n')
   for words in (
-    'Parent 0123456789abcdef; IMDb, prepared; cpu x 1; jax 9.8.7; commit '
-    'fedcba9876. Changed: seed,compress.steps.2.bits.',
+    'Parent 0123456789abcdef; IMDb, prepared; cpu x 1, 3 threads of some '
+    'chip; jax 9.8.7; commit fedcba9876. Changed: seed,compress.steps.2.bits.',
     'Steps: drop_layers (keep 0 3); train (steps 70, lesson hard 0.5, states '
     '1.0); round (bits 4, method gptq).',
     'Of the 1,234 examples of the test split',
@@ -90,6 +90,26 @@ def test_a_section_says_what_was_made_of_what():
   assert 'commit unknown.\n' in plain
   stand_in = text_of(compressions.compression(stand_in=True))
   assert '## tiny of text, seed 3 (STAND-IN data, not a score)' in stand_in
+
+
+def test_what_the_policy_tried_is_shown():
+  text = text_of(compressions.compression(search=compressions.SEARCH))
+  assert 'the best of the 2 plans measured reaches the floor. Losses' in text
+  for row in (
+    '| 5.43 | 0.0567 | 0.0456 | 4: 2 |',
+    '| 7.65 | 0.0123 | 0.0112 | 4: 1, 8: 1 (chosen) |',
+    '| group | 8 bits | 4 bits |',
+    '| a | 0.0012 | 0.035 |',
+    '| b | 0.00067 | 0.0099 |',
+  ):
+    assert text.count(row) == 1, row
+  assert 'Choice of bits' not in text_of(compressions.compression())
+
+
+def test_flags_of_the_compiler_are_named():
+  machine = {'threads': 3, 'processor': 'x', 'flags': '--xla_y=1'}
+  text = text_of(compressions.compression(machine=machine))
+  assert 'cpu x 1, 3 threads of x, XLA_FLAGS --xla_y=1; jax' in text
 
 
 def test_scores_have_intervals_and_changes():
@@ -176,19 +196,19 @@ def test_without_shapes_there_are_no_times():
 
 def test_the_frontier_is_what_nothing_beats():
   points = [(3, 5.0), (1, 2.0), (2, 1.0), (4, 5.0), (1, 1.0), (5, 7.0), (2, 3)]
-  assert compression._frontier(points) == [(1, 2.0), (2, 3), (3, 5.0), (5, 7.0)]
+  assert frontiers._frontier(points) == [(1, 2.0), (2, 3), (3, 5.0), (5, 7.0)]
 
 
 def test_controls_are_not_on_the_frontier(monkeypatch):
   found = []
-  frontier = compression._frontier
+  frontier = frontiers._frontier
 
   def watch(points):
     found.append(frontier(points))
     return found[-1]
 
-  monkeypatch.setattr(compression, '_frontier', watch)
-  compression.pictures([compressions.compression()])
+  monkeypatch.setattr(frontiers, '_frontier', watch)
+  frontiers.pictures([compressions.compression()])
   of_bytes, of_time = (
     [(x, pytest.approx(y)) for x, y in row]
     for row in (
@@ -201,7 +221,7 @@ def test_controls_are_not_on_the_frontier(monkeypatch):
 
 
 def names(*found):
-  return [picture.name for picture in compression.pictures(found)]
+  return [picture.name for picture in frontiers.pictures(found)]
 
 
 def test_recipes_of_a_task_share_its_plots():
@@ -211,13 +231,13 @@ def test_recipes_of_a_task_share_its_plots():
   assert names(one, other) == [
     'compressed_text_bytes', 'compressed_text_milliseconds_0',
   ]  # fmt: skip
-  both, _ = compression.pictures([one, other])
-  alone, _ = compression.pictures([one])
+  both, _ = frontiers.pictures([one, other])
+  alone, _ = frontiers.pictures([one])
   for words in (b'tiny', b'int8-storage', b'>parent<', b'accuracy x 100, test'):
     assert words in both.svg, words
   assert b'int8-storage' not in alone.svg
   own = compressions.compression(recipe='')
-  assert b'own steps' in compression.pictures([own])[0].svg
+  assert b'own steps' in frontiers.pictures([own])[0].svg
 
 
 def test_tasks_devices_and_stand_ins_have_plots_of_their_own():
@@ -228,22 +248,25 @@ def test_tasks_devices_and_stand_ins_have_plots_of_their_own():
     'compressed_text_bytes', 'compressed_text_milliseconds_0',
   ]  # fmt: skip
   gpu = compressions.compression(device='gpu x 1')
+  machine = {**compressions.FACTS['machine'], 'threads': 4}
+  cores = compressions.compression(machine=machine)
+  assert names(first, cores)[-1] == 'compressed_text_milliseconds_1'
   longer = compressions.compression(
     speed=[
       compressions.timed(name, 3.0, 1.0, 2, 64)
       for name in ('parent', 'compressed')
     ]
   )
-  found = compression.pictures([first, gpu, longer])
+  found = frontiers.pictures([first, gpu, longer])
   assert [picture.about for picture in found] == [
     'text: score over MB on disk',
-    'text: score over milliseconds of 1 x 32, cpu x 1',
-    'text: score over milliseconds of 1 x 32, gpu x 1',
-    'text: score over milliseconds of 2 x 64, cpu x 1',
+    'text: score over milliseconds of 1 x 32, cpu x 1, 3 threads of some chip',
+    'text: score over milliseconds of 1 x 32, gpu x 1, 3 threads of some chip',
+    'text: score over milliseconds of 2 x 64, cpu x 1, 3 threads of some chip',
   ]
   assert len({picture.name for picture in found}) == 4
   stand_in = compressions.compression(stand_in=True)
-  found = compression.pictures([first, stand_in])
+  found = frontiers.pictures([first, stand_in])
   assert len({picture.name for picture in found}) == 4
   is_said = [b'STAND-IN data, not a score' in own.svg for own in found]
   assert is_said == [False, False, True, True]
@@ -251,7 +274,7 @@ def test_tasks_devices_and_stand_ins_have_plots_of_their_own():
 
 def test_the_same_files_make_the_same_plots():
   one = compressions.compression()
-  first, second = (compression.pictures([one]) for _ in range(2))
+  first, second = (frontiers.pictures([one]) for _ in range(2))
   assert [own.svg for own in first] == [own.svg for own in second]
 
 

@@ -25,10 +25,39 @@ FACTS = {
     {'part': 'layer 0 mixer', 'shape': 'full, 3 heads', 'bits': '4 a tile'},
     {'part': 'embedding', 'shape': '31 x 12', 'bits': '8 a channel'},
   ],
+  'search': None,
   'device': 'cpu x 1',
+  'machine': {'threads': 3, 'processor': 'some chip', 'flags': ''},
   'versions': {'jax': '9.8.7'},
   'commit': 'fedcba9876543210',
 }
+
+
+SEARCH = {
+  'why': 'the best of the 2 plans measured reaches the floor',
+  'is_reached': True,
+  'best': {'plan': {'a': '8', 'b': '4'}, 'cost': 7_650_000, 'score': -0.0123},
+  'frontier': [
+    {
+      'plan': {'a': '4', 'b': '4'}, 'cost': 5_430_000, 'predicted': 0.0456,
+      'score': -0.0567,
+    },
+    {
+      'plan': {'a': '8', 'b': '4'}, 'cost': 7_650_000, 'predicted': 0.0112,
+      'score': -0.0123,
+    },
+  ],
+  'options': {
+    'a': [
+      {'name': '8', 'cost': 4e6, 'loss': 0.00123},
+      {'name': '4', 'cost': 2e6, 'loss': 0.0345},
+    ],
+    'b': [
+      {'name': '8', 'cost': 7e6, 'loss': 0.00067},
+      {'name': '4', 'cost': 3.5e6, 'loss': 0.00989},
+    ],
+  },
+}  # fmt: skip
 
 
 def quality_of_classes(score, **facts):
