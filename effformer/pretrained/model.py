@@ -150,7 +150,14 @@ def load(folder: str | pathlib.Path, kind: str = '') -> Pretrained:
 def save(model: Pretrained, folder: str | pathlib.Path) -> None:
   """Writes a folder that `load`, and the public implementations, read.
 
-  What was read and is written again has the same tensors.
+  What was read and is written again has the same numbers, under the same
+  names, except for:
+    - those that `params` holds, and copies of them, are float32, whatever they
+      were; what was float64 is rounded;
+    - norms with the old names .gamma and .beta now have .weight and .bias;
+    - the two rows of RoBERTa's table before its first position, which no token
+      has, are zeros;
+    - weights that were in several files are in one.
 
   Raises:
     ConfigError: the model is no longer one of its family.
