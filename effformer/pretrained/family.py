@@ -86,7 +86,7 @@ def fraction(config: Config, name: str, default: float) -> float:
       f'config.json of the pretrained model has {name}={value!r}; a number '
       'from 0 to below 1 is needed.\nGet the file again.'
     )
-  return float(value)
+  return value
 
 
 def heads(config: Config, name: str, width: str) -> int:

@@ -14,7 +14,6 @@ from effformer import durable, pretrained
 from effformer.compress import artefact, tensors
 from effformer.compress.grid import Grid
 from effformer.errors import CheckpointError
-from effformer.models import build
 from effformer.train import state
 from tests import slow
 from tests.pretrained.golden_test import folder_of, golden, outputs
@@ -188,7 +187,7 @@ def test_what_cannot_be_read(tmp_path):
 
 def test_every_kind_is_read(tmp_path):
   model = compressed(tmp_path / 'bert', Grid(8))
-  for kind in build.KINDS:
+  for kind in ('embedder', 'classifier', 'pair_classifier', 'predictor'):
     artefact.save(model._replace(kind=kind), tmp_path / 'small')
     again = artefact.load(tmp_path / 'small')
     assert again.kind == kind

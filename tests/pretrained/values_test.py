@@ -31,8 +31,8 @@ def bert(tmp_path):
     ('bert-classifier', {'hidden_dropout_prob': -0.1}, 'dropout_prob=-0.1'),
     (
       'bert-classifier',
-      {'attention_probs_dropout_prob': True},
-      'attention_probs_dropout_prob=True',
+      {'attention_probs_dropout_prob': False},
+      'attention_probs_dropout_prob=False',
     ),
     ('distilbert-predictor', {'dropout': [0.1]}, r'dropout=\[0\.1\]'),
     ('distilbert-predictor', {'attention_dropout': ''}, "dropout=''"),
