@@ -13,6 +13,9 @@ from typing import Any
 
 from effformer import errors
 
+# More than any JSON file of a published model has; such a file is not read.
+MAX_JSON_BYTES = 64 << 20
+
 
 def sync(path: str | os.PathLike) -> None:
   """Forces a file's or a folder's content to the disk; raises OSError."""

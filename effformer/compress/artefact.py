@@ -164,6 +164,7 @@ def load(folder: str | pathlib.Path) -> Compressed:
   absent = [name for name in _NEEDED if name not in manifest]
   if absent:
     raise _damaged(folder / MANIFEST, f'it lacks {absent[0]}')
+  _check_facts(manifest, folder / MANIFEST)
   path = folder / WEIGHTS
   arrays = files.read_file(path)
   found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -186,6 +187,24 @@ def load(folder: str | pathlib.Path) -> Compressed:
     tuple(manifest['steps']),
     manifest['activations'],
   )
+
+
+def _check_facts(manifest: Mapping[str, Any], path: pathlib.Path) -> None:
+  if manifest['kind'] not in build.KINDS:
+    raise _damaged(
+      path,
+      f'it has kind={manifest["kind"]!r}; known: {", ".join(build.KINDS)}',
+    )
+  for name, least in (('vocabulary_size', 1), ('num_classes', 0)):
+    value = manifest[name]
+    if type(value) is not int or value < least:
+      raise _damaged(
+        path, f'it has {name}={value!r}, which is no number from {least} on'
+      )
+  if not isinstance(manifest['causal'], bool):
+    raise _damaged(
+      path, f'it has causal={manifest["causal"]!r}, which is no boolean'
+    )
 
 
 def _packed(params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import tokenizers
 
+from effformer import durable
 from effformer.errors import DataError
 
 
@@ -22,12 +23,18 @@ class SubwordTokenizer:
     """Reads the file.
 
     Raises:
-      DataError: it is missing or no tokenizer.json.
+      DataError: it is missing, too large, or no tokenizer.json.
     """
     path = pathlib.Path(path)
     if not path.is_file():
       raise DataError(
         f'no such file: {path}\nA model of texts comes with a tokenizer.json.'
+      )
+    largest = durable.MAX_JSON_BYTES
+    if (size := path.stat().st_size) > largest:
+      raise DataError(
+        f'{path} has {size:,} bytes; no tokenizer.json of a model has more '
+        f'than {largest:,}.\nGet the file again.'
       )
     try:
       self._tokenizer = tokenizers.Tokenizer.from_file(str(path))

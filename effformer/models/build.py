@@ -6,6 +6,7 @@ import ml_collections
 from effformer import attention, errors
 from effformer.models import classifier, embedder, encoder, predictor, trunk
 
+KINDS = ('embedder', 'classifier', 'pair_classifier', 'predictor')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -158,7 +159,7 @@ def of_kind(
   """The network of a kind.
 
   Args:
-    kind: 'embedder', 'classifier', 'pair_classifier' or 'predictor'.
+    kind: of `KINDS`.
     config, vocabulary_size: see the functions of these.
     num_classes: of a classifier.
     causal: of embedders and predictors.

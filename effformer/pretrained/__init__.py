@@ -2,7 +2,7 @@
 
     model = pretrained.load('FOLDER')   # config.json, model.safetensors
     vectors_BD = model.module.apply({'params': model.params}, ids_BT, lengths_B)
-    pretrained.save(model, 'OTHER')     # the same tensors again
+    pretrained.save(model, 'OTHER')     # in their form again
     pretrained.swap(model, 'linear', layers=(0, 1)).model
 
 BERT (and MiniLM), RoBERTa, DistilBERT, GPT-2 and ViT; `find` says where a

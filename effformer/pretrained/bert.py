@@ -13,6 +13,8 @@ from effformer.pretrained.family import (
   Family,
   Head,
   activation,
+  fraction,
+  heads,
   layers,
   number,
   only,
@@ -31,15 +33,17 @@ def _facts(config: Config) -> dict[str, Any]:
     **_post_norm(
       config,
       num_layers=number(config, 'num_hidden_layers'),
-      num_heads=number(config, 'num_attention_heads'),
+      num_heads=heads(config, 'num_attention_heads', 'hidden_size'),
       width=number(config, 'hidden_size'),
       mlp_width=number(config, 'intermediate_size'),
       act='hidden_act',
     ),
     'model.token_types': number(config, 'type_vocab_size'),
-    'model.norm_epsilon': config.get('layer_norm_eps', 1e-12),
-    'model.dropout': config.get('hidden_dropout_prob', 0.1),
-    'model.attention_dropout': config.get('attention_probs_dropout_prob', 0.1),
+    'model.norm_epsilon': fraction(config, 'layer_norm_eps', 1e-12),
+    'model.dropout': fraction(config, 'hidden_dropout_prob', 0.1),
+    'model.attention_dropout': fraction(
+      config, 'attention_probs_dropout_prob', 0.1
+    ),
   }
 
 
@@ -147,7 +151,8 @@ BERT = Family(
 def _roberta_facts(config: Config) -> dict[str, Any]:
   only(config, 'pad_token_id', 1)
   facts = _facts(config)
-  facts['data.max_length'] -= _ROBERTA_OFFSET
+  num_rows = number(config, 'max_position_embeddings', _ROBERTA_OFFSET + 1)
+  facts['data.max_length'] = num_rows - _ROBERTA_OFFSET
   return facts
 
 
@@ -186,14 +191,14 @@ def _distilbert_facts(config: Config) -> dict[str, Any]:
     **_post_norm(
       config,
       num_layers=number(config, 'n_layers'),
-      num_heads=number(config, 'n_heads'),
+      num_heads=heads(config, 'n_heads', 'dim'),
       width=number(config, 'dim'),
       mlp_width=number(config, 'hidden_dim'),
       act='activation',
     ),
     'model.norm_epsilon': 1e-12,
-    'model.dropout': config.get('dropout', 0.1),
-    'model.attention_dropout': config.get('attention_dropout', 0.1),
+    'model.dropout': fraction(config, 'dropout', 0.1),
+    'model.attention_dropout': fraction(config, 'attention_dropout', 0.1),
   }
 
 

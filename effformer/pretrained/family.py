@@ -14,6 +14,8 @@ _ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu',
   'relu': 'relu',
 }
+# More than any count of a published model.
+_LARGEST = 1 << 24
 Config = Mapping[str, Any]
 
 
@@ -24,7 +26,7 @@ class Head(NamedTuple):
     facts: their config -> values of our config keys, laid over the trunk's.
     rules: of its tensors, with whole names.
     copies: tensors that are another one again, whole name -> name of the rule
-      that has it; they must be equal.
+      that has it, with the prefix if it is the trunk's; they must be equal.
   """
 
   facts: Callable[[Config], dict[str, Any]]
@@ -59,21 +61,49 @@ class Family(NamedTuple):
     return any(re.fullmatch(pattern, name) for pattern in self.spare)
 
 
-def number(config: Config, name: str) -> int:
+def number(
+  config: Config, name: str, least: int = 1, most: int = _LARGEST
+) -> int:
   """A count of their config; CheckpointError where there is none."""
   value = config.get(name)
-  if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+  if type(value) is not int or not least <= value <= most:
     raise CheckpointError(
       f'config.json of the pretrained model has {name}={value!r}; a whole '
-      'number of at least 1 is needed.\nGet the file again.'
+      f'number from {least} to {most} is needed.\nGet the file again.'
     )
   return value
+
+
+def fraction(config: Config, name: str, default: float) -> float:
+  """A probability or an epsilon; what is not said is the default.
+
+  Raises:
+    CheckpointError: it is no number from 0 to below 1.
+  """
+  value = config.get(name, default)
+  if type(value) not in (int, float) or not 0 <= value < 1:
+    raise CheckpointError(
+      f'config.json of the pretrained model has {name}={value!r}; a number '
+      'from 0 to below 1 is needed.\nGet the file again.'
+    )
+  return value
+
+
+def heads(config: Config, name: str, width: str) -> int:
+  """The number of heads; CheckpointError where it does not divide the width."""
+  num_heads, num_features = number(config, name), number(config, width)
+  if num_features % num_heads:
+    raise CheckpointError(
+      f'config.json of the pretrained model has {name}={num_heads}, which does '
+      f'not divide {width}={num_features}.\nGet the file again.'
+    )
+  return num_heads
 
 
 def activation(config: Config, name: str) -> str:
   """Our name of their activation."""
   value = config.get(name)
-  if value not in _ACTIVATIONS:
+  if not isinstance(value, str) or value not in _ACTIVATIONS:
     raise CheckpointError(
       f'config.json of the pretrained model has {name}={value!r}; known: '
       f'{", ".join(_ACTIVATIONS)}.'

@@ -20,7 +20,6 @@ CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
 # Of weights in several files: which tensor is in which.
 INDEX = 'model.safetensors.index.json'
-_MAX_JSON_BYTES = 64 << 20
 _DTYPES = {
   'F64': np.float64,
   'F32': np.float32,
@@ -51,10 +50,11 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """An object of a JSON file; CheckpointError says what is wrong with it."""
-  if path.exists() and (size := path.stat().st_size) > _MAX_JSON_BYTES:
+  largest = durable.MAX_JSON_BYTES
+  if path.exists() and (size := path.stat().st_size) > largest:
     raise CheckpointError(
       f'{path} has {size:,} bytes; no such file of a model has more than '
-      f'{_MAX_JSON_BYTES:,}.\nGet the file again.'
+      f'{largest:,}.\nGet the file again.'
     )
   values = durable.read_json(path)
   if values is None:
@@ -91,10 +91,14 @@ def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
   """The tensors of one safetensors file.
 
   Raises:
-    CheckpointError: it is no such file, is cut off, or has types of its own.
+    CheckpointError: it is missing, cut off, or has types of its own.
   """
   try:
     parts = safetensors.deserialize(path.read_bytes())
+  except FileNotFoundError:
+    raise CheckpointError(
+      f'no such file: {path}\nGet the whole folder of the model again.'
+    ) from None
   except (OSError, safetensors.SafetensorError) as error:
     raise CheckpointError(
       f'{path} cannot be read as safetensors: {error}\n'

@@ -9,6 +9,8 @@ from effformer.pretrained.family import (
   Family,
   Head,
   activation,
+  fraction,
+  heads,
   layers,
   number,
   only,
@@ -25,18 +27,18 @@ def _facts(config: Config) -> dict[str, Any]:
   return {
     'data.max_length': number(config, 'n_positions'),
     'model.num_layers': number(config, 'n_layer'),
-    'model.num_heads': number(config, 'n_head'),
+    'model.num_heads': heads(config, 'n_head', 'n_embd'),
     'model.width': width,
     'model.mlp_width': number(config, 'n_inner') if has_own else 4 * width,
     'model.activation': activation(config, 'activation_function'),
     'model.position': 'learned',
     'model.norm_order': 'pre',
-    'model.norm_epsilon': config.get('layer_norm_epsilon', 1e-5),
+    'model.norm_epsilon': fraction(config, 'layer_norm_epsilon', 1e-5),
     'model.attention_bias': True,
     'model.pooling': 'mean',
     'model.token_head': 'tied',
-    'model.dropout': config.get('resid_pdrop', 0.1),
-    'model.attention_dropout': config.get('attn_pdrop', 0.1),
+    'model.dropout': fraction(config, 'resid_pdrop', 0.1),
+    'model.attention_dropout': fraction(config, 'attn_pdrop', 0.1),
   }
 
 

@@ -1,6 +1,7 @@
 """Pretrained models in and out: a folder <-> config and parameters."""
 
 import json
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -36,6 +37,9 @@ _ENDINGS = {
   'LMHeadModel': 'predictor',
   'Model': 'embedder',
 }
+# A tensor that should have so many times its numbers is not laid out to see the
+# shape that it should have.
+_MOST_TIMES = 64
 # Names that norms had in the first files.
 _OLD_NAMES = {'.gamma': '.weight', '.beta': '.bias'}
 
@@ -105,34 +109,29 @@ def load(folder: str | pathlib.Path, kind: str = '') -> Pretrained:
 
   Raises:
     CheckpointError: a file is missing, damaged, too large, or of a model that
-      is not known; a tensor is missing, unknown or of another shape.
+      is not known; a value of config.json cannot be used; a tensor is
+      missing, unknown or of another shape.
   """
   folder = pathlib.Path(folder)
-  source = files.read_config(folder)
-  family = _family(source, folder)
-  kind = _checked_kind(kind or _kind_of(source, folder), family, source, folder)
+  model = _described(files.read_config(folder), kind, folder)
+  family, source = model.family, model.source
   tensors = {
     _new_name(name): x for name, x in files.read_tensors(folder).items()
   }
+  _check_depth(model, tensors, folder)
   first = next(iter(family.rules(source))).theirs
-  head = family.heads.get(kind)
-  model = Pretrained(
-    config=config_lib.neutral(_facts(family, source, kind)),
-    kind=kind,
-    vocabulary_size=family.vocabulary_size or number(source, 'vocab_size'),
-    num_classes=num_classes(source) if kind == 'classifier' else 0,
-    params={},
-    source=source,
-    rest={},
+  head = family.heads.get(model.kind)
+  model = model._replace(
     copies=tuple(name for name in head.copies if name in tensors)
     if head
     else (),
     has_prefix=f'{family.prefix}{first}' in tensors,
   )
   rules = _rules(model)
+  _check_names(rules, tensors, folder)
   params = _read(rules, tensors, _shapes(model), folder)
   for name in model.copies:
-    _check_copy(tensors, name, head.copies[name], folder)
+    _check_copy(tensors, name, _original(model, name), folder)
   used = {rule.theirs for rule in rules} | set(model.copies)
   rest = {name: x for name, x in tensors.items() if name not in used}
   for name in sorted(rest):
@@ -151,7 +150,14 @@ def load(folder: str | pathlib.Path, kind: str = '') -> Pretrained:
 def save(model: Pretrained, folder: str | pathlib.Path) -> None:
   """Writes a folder that `load`, and the public implementations, read.
 
-  What was read and is written again has the same tensors.
+  What was read and is written again has the same numbers, under the same
+  names, except for:
+    - those that `params` holds, and copies of them, are float32, whatever they
+      were; what was float64 is rounded;
+    - norms with the old names .gamma and .beta now have .weight and .bias;
+    - the two rows of RoBERTa's table before its first position, which no token
+      has, are zeros;
+    - weights that were in several files are in one.
 
   Raises:
     ConfigError: the model is no longer one of its family.
@@ -172,7 +178,7 @@ def save(model: Pretrained, folder: str | pathlib.Path) -> None:
     arrays = [np.asarray(flat[path]) for path in rule.ours]
     tensors[rule.theirs] = np.ascontiguousarray(rule.form.write(*arrays))
   for name in model.copies:
-    tensors[name] = tensors[model.family.heads[model.kind].copies[name]]
+    tensors[name] = tensors[_original(model, name)]
   config = json.dumps(model.source, indent=2, sort_keys=True) + '\n'
   contents = {
     # What PyTorch's loaders ask for.
@@ -182,9 +188,29 @@ def save(model: Pretrained, folder: str | pathlib.Path) -> None:
   files.write(pathlib.Path(folder), contents)
 
 
+def _described(source, kind, folder) -> Pretrained:
+  """The model of a config.json, without tensors."""
+  family = _family(source, folder)
+  kind = _checked_kind(kind or _kind_of(source, folder), family, source, folder)
+  try:
+    return Pretrained(
+      config=config_lib.neutral(_facts(family, source, kind)),
+      kind=kind,
+      vocabulary_size=family.vocabulary_size or number(source, 'vocab_size'),
+      num_classes=num_classes(source) if kind == 'classifier' else 0,
+      params={},
+      source=source,
+      rest={},
+      copies=(),
+      has_prefix=False,
+    )
+  except CheckpointError as error:
+    raise CheckpointError(f'{error}\nIt is in {folder}.') from None
+
+
 def _family(source, folder) -> Family:
   name = source.get('model_type')
-  if name not in FAMILIES:
+  if not isinstance(name, str) or name not in FAMILIES:
     raise CheckpointError(
       f'{folder / files.CONFIG} has model_type={name!r}, which is not known '
       f'here; known: {", ".join(FAMILIES)}.'
@@ -247,8 +273,18 @@ def _rules(model) -> list[Rule]:
   return [*rules, *(head.rules(source) if head else ())]
 
 
-def _read(rules, tensors, shapes, folder):
-  params = {}
+def _check_depth(model, tensors, folder) -> None:
+  """Before anything is made for each layer."""
+  num_layers = model.config.model.num_layers
+  if num_layers > len(tensors):
+    raise CheckpointError(
+      f'{folder}: config.json asks for {num_layers:,} layers, and the weights '
+      f'are {len(tensors):,} tensors.\n'
+      'Weights and config.json are not of one model.'
+    )
+
+
+def _check_names(rules, tensors, folder) -> None:
   for rule in rules:
     if rule.theirs not in tensors:
       raise CheckpointError(
@@ -256,18 +292,42 @@ def _read(rules, tensors, shapes, folder):
         'Weights and config.json are not of one model, or the file is of a '
         'model without this part.'
       )
+
+
+def _read(rules, tensors, shapes, folder):
+  params = {}
+  for rule in rules:
     theirs = tensors[rule.theirs]
-    expected = rule.form.write(*(np.empty(shapes[path]) for path in rule.ours))
-    if theirs.shape != expected.shape:
+    expected = _expected(rule, [shapes[path] for path in rule.ours], theirs)
+    if theirs.shape != expected:
       raise CheckpointError(
         f'{folder}: tensor {rule.theirs} is of shape {theirs.shape}, and '
-        f'config.json asks for {expected.shape}.\n'
+        f'config.json asks for {expected}.\n'
         'Weights and config.json are not of one model.'
       )
     arrays = rule.form.read(theirs.astype(np.float32))
     for path, x in zip(rule.ours, arrays, strict=True):
       params[path] = np.ascontiguousarray(x)
   return params
+
+
+def _expected(rule, shapes, theirs) -> tuple[int, ...]:
+  """The shape that a tensor should have."""
+  # A damaged config.json can ask for more than there is room for.
+  if math.prod(shapes[0]) > _MOST_TIMES * max(theirs.size, 1):
+    return shapes[0]
+  # No numbers, but one seen everywhere: of most forms this takes no room.
+  return rule.form.write(
+    *(np.broadcast_to(np.zeros((), bool), shape) for shape in shapes)
+  ).shape
+
+
+def _original(model, name) -> str:
+  """Which tensor of the file another one is again."""
+  original = model.family.heads[model.kind].copies[name]
+  if model.has_prefix:
+    return original
+  return original.removeprefix(model.family.prefix)
 
 
 def _check_copy(tensors, name, original, folder) -> None:

@@ -1,7 +1,7 @@
 """Which of their tensors is which of our parameters, both ways.
 
-A `Rule` says it once; reading and writing follow from it, so that what is read
-and written again is the same, bit for bit.
+A `Rule` says it once; reading and writing follow from it, so that float32 that
+is read and written again is the same, bit for bit (but see `behind`).
 """
 
 from collections.abc import Callable, Iterator

@@ -11,6 +11,7 @@ import numpy as np
 from effformer import attention
 from effformer import config as config_lib
 from effformer.errors import ConfigError
+from effformer.models import build, encoder
 from effformer.pretrained.model import Pretrained
 
 # What a layer is whatever its mechanism.
@@ -128,7 +129,9 @@ def swap_mixers(
     else np.asarray(x)
     for path, x in made.items()
   }
-  places = tuple(f'encoder/layer_{index}/mixer/' for index in chosen)
+  # Layers of a share group have one place.
+  names = encoder.layer_names(build.layer_configs(config, causal=causal))
+  places = tuple(f'encoder/{names[index]}/mixer/' for index in chosen)
   own = sorted(path for path in params if path.startswith(places))
   kept = tuple(path for path in own if params[path] is before.get(path))
   return Mixers(

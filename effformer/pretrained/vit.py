@@ -9,40 +9,54 @@ deviation 0.5).
 from collections.abc import Iterator
 from typing import Any
 
+from effformer.errors import CheckpointError
 from effformer.pretrained import rules
 from effformer.pretrained.family import (
   Config,
   Family,
   Head,
   activation,
+  fraction,
+  heads,
   layers,
   number,
   only,
 )
 from effformer.pretrained.rules import SAME, Form, Rule
 
+# Of an image that has fewer values than int32 has numbers.
+_MAX_SIDE, _MAX_CHANNELS = 1 << 13, 16
+
 
 def _facts(config: Config) -> dict[str, Any]:
   only(config, 'qkv_bias', True)
+  side = number(config, 'image_size', most=_MAX_SIDE)
+  patch_size = number(config, 'patch_size')
+  if side % patch_size:
+    raise CheckpointError(
+      f'config.json of the pretrained model has patch_size={patch_size}, which '
+      f'does not divide image_size={side}.\nGet the file again.'
+    )
+  channels = number(config, 'num_channels', most=_MAX_CHANNELS)
   return {
-    'data.max_length': (
-      number(config, 'image_size') ** 2 * number(config, 'num_channels')
-    ),
+    'data.max_length': side**2 * channels,
     'model.front_end': 'patches',
-    'model.patch_size': number(config, 'patch_size'),
-    'model.channels': number(config, 'num_channels'),
+    'model.patch_size': patch_size,
+    'model.channels': channels,
     'model.num_layers': number(config, 'num_hidden_layers'),
-    'model.num_heads': number(config, 'num_attention_heads'),
+    'model.num_heads': heads(config, 'num_attention_heads', 'hidden_size'),
     'model.width': number(config, 'hidden_size'),
     'model.mlp_width': number(config, 'intermediate_size'),
     'model.activation': activation(config, 'hidden_act'),
     'model.position': 'learned',
     'model.pooling': 'cls',
     'model.norm_order': 'pre',
-    'model.norm_epsilon': config.get('layer_norm_eps', 1e-12),
+    'model.norm_epsilon': fraction(config, 'layer_norm_eps', 1e-12),
     'model.attention_bias': True,
-    'model.dropout': config.get('hidden_dropout_prob', 0.0),
-    'model.attention_dropout': config.get('attention_probs_dropout_prob', 0.0),
+    'model.dropout': fraction(config, 'hidden_dropout_prob', 0.0),
+    'model.attention_dropout': fraction(
+      config, 'attention_probs_dropout_prob', 0.0
+    ),
   }
 
 

@@ -26,6 +26,8 @@ from effformer.train import (
 
 # Parameters of these names may be new.
 _HEAD = 'head'
+# A row for each token.
+_TABLE = 'embedding/embedding'
 # Facts of a pretrained model that a run may change: what stands on the trunk,
 # how long rows are, what is dropped, and mixers.
 _FREE = (
@@ -41,10 +43,12 @@ class Start(NamedTuple):
   Attributes:
     params: of a model of the same shape; the head may differ or be missing.
     origin: where they come from, for people.
+    tokenizer: that of the run, for people.
   """
 
   params: Mapping[str, Any]
   origin: str
+  tokenizer: str = ''
 
 
 def from_config(config: ml_collections.ConfigDict) -> Start | None:
@@ -66,11 +70,16 @@ def from_config(config: ml_collections.ConfigDict) -> Start | None:
         f'model.pretrained={name!r} has {key}={value!r}, and the config '
         f'{key}={own!r}.\nUse --config.{key}={value}.'
       )
-  return Start(model.params, name)
+  return Start(model.params, name, config.data.tokenizer)
 
 
 def check(start: Start, program: setup.Program) -> None:
-  """Raises ConfigError where a parameter of the trunk is missing or differs."""
+  """Compares the trunk with that of the config.
+
+  Raises:
+    ConfigError: a parameter is missing or differs; or the tokenizer has more
+      or fewer tokens than the model.
+  """
   _chosen(start, program.abstract.params)
 
 
@@ -131,6 +140,8 @@ def _chosen(start: Start, abstract: Any) -> tuple[dict[str, Any], list[str]]:
       taken[path] = x
     elif path.startswith(_HEAD) or '/mixer/' in path:
       new.append(path)
+    elif path == _TABLE and x is not None and x.shape[1:] == leaf.shape[1:]:
+      raise errors.ConfigError(_other_tokens(start, len(x), leaf.shape[0]))
     else:
       found = 'is missing there' if x is None else f'is {x.shape} there'
       raise errors.ConfigError(
@@ -138,3 +149,18 @@ def _chosen(start: Start, abstract: Any) -> tuple[dict[str, Any], list[str]]:
         'in this config.\nDescribe the same model in the config.'
       )
   return taken, sorted(new)
+
+
+def _other_tokens(start: Start, in_model: int, in_run: int) -> str:
+  if not start.tokenizer:
+    return (
+      f'the model {start.origin!r} has {in_model} tokens, and the tokenizer of '
+      f'this task has {in_run}: an id is not the same token in both.\n'
+      'Choose a model or a task with the same tokenizer.'
+    )
+  return (
+    f'the tokenizer data.tokenizer={start.tokenizer!r} has {in_run} tokens, '
+    f'and the model {start.origin!r} has {in_model}: an id is not the same '
+    f'token in both.\nUse --config.data.tokenizer={start.origin}, or the '
+    'tokenizer.json that the model was trained with.'
+  )

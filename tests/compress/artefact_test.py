@@ -1,6 +1,8 @@
 """A compressed model as files: bytes, and what is refused."""
 
+import errno
 import json
+import os
 
 import flax.traverse_util
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from effformer import pretrained
+from effformer import durable, pretrained
 from effformer.compress import artefact, tensors
 from effformer.compress.grid import Grid
 from effformer.errors import CheckpointError
@@ -164,9 +166,73 @@ def test_what_cannot_be_read(tmp_path):
     ({'tensors': {path: {**facts['tensors'][path], 'group': 'tensor'}}},
      'scales'),
     ({'config': {}}, 'mixer'),
+    ({'kind': 'translator'}, "kind='translator'; known: embedder, classifier"),
+    ({'kind': ['classifier']}, "kind=['classifier']"),
+    ({'vocabulary_size': '31'}, "vocabulary_size='31'"),
+    ({'vocabulary_size': 0}, 'vocabulary_size=0'),
+    ({'num_classes': -1}, 'num_classes=-1'),
+    ({'causal': 0}, 'causal=0'),
   ):  # fmt: skip
     manifest.write_text(json.dumps({**facts, **wrong}))
     assert words in refusal(folder)
   facts.pop('kind')
   manifest.write_text(json.dumps(facts))
   assert 'lacks kind' in refusal(folder)
+  manifest.write_text(text)
+  weights.unlink()
+  assert refusal(folder).startswith(f'no such file: {weights}\n')
+  os.truncate(manifest, durable.MAX_JSON_BYTES + 1)
+  assert 'manifest.json has 67,108,865 bytes' in refusal(folder)
+
+
+def test_every_kind_is_read(tmp_path):
+  model = compressed(tmp_path / 'bert', Grid(8))
+  for kind in ('embedder', 'classifier', 'pair_classifier', 'predictor'):
+    artefact.save(model._replace(kind=kind), tmp_path / 'small')
+    again = artefact.load(tmp_path / 'small')
+    assert again.kind == kind
+    assert again.module
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+  model = compressed(tmp_path / 'bert', Grid(8))
+  file, full, new = (tmp_path / name for name in ('file', 'full', 'new'))
+  file.write_text('')
+  (full / artefact.WEIGHTS).mkdir(parents=True)
+  for folder in (file, file / 'new', full):
+    with pytest.raises(CheckpointError, match='cannot write the model to'):
+      artefact.save(model, folder)
+  assert [path.name for path in full.iterdir()] == [artefact.WEIGHTS]
+
+  def fsync(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, 'fsync', fsync)
+  with pytest.raises(CheckpointError, match='No space left'):
+    artefact.save(model, new)
+  assert list(new.iterdir()) == []
+
+
+def test_a_write_that_ends_between_the_files_is_refused(tmp_path, monkeypatch):
+  first = compressed(tmp_path / 'bert', Grid(8))
+  second = compressed(tmp_path / 'bert', Grid(4))
+  new, old = tmp_path / 'new', tmp_path / 'old'
+  artefact.save(first, old)
+  put = durable.put
+
+  def once(path, data):
+    put(path, data)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(durable, 'put', once)
+    for folder in (new, old):
+      with pytest.raises(KeyboardInterrupt):
+        artefact.save(second, folder)
+  assert [path.name for path in new.iterdir()] == [artefact.WEIGHTS]
+  assert 'no compressed model' in refusal(new)
+  assert 'not the file that manifest.json names' in refusal(old)
+  # The same command again puts it right.
+  artefact.save(second, old)
+  again = artefact.load(old)
+  jax.tree.map(np.testing.assert_array_equal, again.params, second.params)

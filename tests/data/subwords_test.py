@@ -1,8 +1,12 @@
 """Subword tokenizers: special tokens, cutting, pairs, and damaged files."""
 
+import os
+
 import numpy as np
 import pytest
+import tokenizers
 
+from effformer import durable
 from effformer.data.subwords import SubwordTokenizer
 from effformer.errors import DataError
 from tests.subwords import CLS, SEP, SPECIAL, save_tokenizer
@@ -70,6 +74,16 @@ def test_a_damaged_file(tmp_path, content):
   path = tmp_path / 'tokenizer.json'
   path.write_text(content)
   with pytest.raises(DataError, match=r'cannot be read as a tokenizer\.json'):
+    SubwordTokenizer(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(path, monkeypatch):
+  def from_file(path):
+    raise AssertionError(path)
+
+  monkeypatch.setattr(tokenizers, 'Tokenizer', from_file)
+  os.truncate(path, durable.MAX_JSON_BYTES + 1)
+  with pytest.raises(DataError, match=r'tokenizer\.json has 67,108,865 bytes'):
     SubwordTokenizer(path)
 
 

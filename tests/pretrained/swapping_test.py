@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from effformer import attention, pretrained
+from effformer.compress import share
 from effformer.errors import ConfigError
 from tests.pretrained.golden_test import folder_of, golden, outputs
 
@@ -68,6 +69,26 @@ def test_what_is_new_and_what_has_no_place(bert):
       mixed.model.params[name],
       bert.params[name],
     )
+
+
+def test_layers_of_a_share_group_have_one_report(bert):
+  config, params = share.tie(
+    bert.config, bert.params, {'a': (0, 1)}, align=False
+  )
+  tied = bert._replace(config=config, params=params)
+  own = tuple(path.replace('layer_0', 'shared_a') for path in paths(0))
+  swapped = pretrained.swap(tied, 'local', settings={'window': 2})
+  assert swapped.kept == own
+  assert swapped.made == swapped.left == ()
+  mixed = pretrained.swap(tied, 'fnet')
+  assert (mixed.kept, mixed.made, mixed.left) == ((), (), own)
+  more = pretrained.swap(tied, 'linformer', settings={'rank': 3})
+  assert more.kept == own
+  assert more.made
+  assert all(path.startswith('encoder/shared_a/mixer/') for path in more.made)
+  # A group is swapped whole.
+  with pytest.raises(ConfigError, match='share group'):
+    pretrained.swap(tied, 'local', (0,))
 
 
 def test_new_parameters_are_those_of_the_seed(bert):

@@ -15,6 +15,7 @@ from effformer import config as config_lib
 from effformer import config_tracked, errors, pretrained
 from effformer.train import runs, session, starting
 from tests.pretrained.golden_test import folder_of
+from tests.subwords import save_tokenizer
 from tests.train.tiny_pretrained import LENGTH, WORDS, pretrained_config
 from tests.train.tiny_run import (
   StopAfter,
@@ -167,6 +168,40 @@ def test_parameters_of_another_shape_are_named(config, tmp_path):
     )
     with pytest.raises(errors.ConfigError, match=words):
       train(config, tmp_path / 'run', start=start)
+
+
+def test_a_tokenizer_of_another_model_is_named(config, tmp_path):
+  """It has 4 special tokens; the model has 31 in all."""
+  name = config.model.pretrained
+  for words in (WORDS[:-2], (*WORDS, 'more')):
+    other = tmp_path / str(len(words))
+    other.mkdir()
+    tokenizer = str(save_tokenizer(other, words))
+    wrong = config_lib.changed(config, {'data.tokenizer': tokenizer})
+    for act in (
+      lambda wrong=wrong: train(wrong, tmp_path / 'run'),
+      lambda wrong=wrong: session.dry_run(wrong, quiet_screen()),
+    ):
+      with pytest.raises(errors.ConfigError) as caught:
+        act()
+      text = str(caught.value)
+      assert f'data.tokenizer={tokenizer!r} has {len(words) + 4} tok' in text
+      assert f'the model {name!r} has 31:' in text
+      assert f'Use --config.data.tokenizer={name},' in text
+      assert len(text.splitlines()) <= 5
+  assert not (tmp_path / 'run' / 'start.json').exists()
+
+
+def test_other_tokens_than_those_of_given_parameters(config, tmp_path):
+  """Of a start whose tokenizer has no name."""
+  model = pretrained.load(config.model.pretrained)
+  flat = flax.traverse_util.flatten_dict(model.params, sep='/')
+  flat['embedding/embedding'] = flat['embedding/embedding'][:-1]
+  start = starting.Start(
+    flax.traverse_util.unflatten_dict(flat, sep='/'), 'a test'
+  )
+  with pytest.raises(errors.ConfigError, match='tokenizer of this task has 31'):
+    train(config, tmp_path / 'run', start=start)
 
 
 def test_other_parameters_than_at_the_beginning_are_refused(
