@@ -133,6 +133,13 @@ def test_swapped_heads_are_counted():
     check([swap, taught(attention=1.0)])
 
 
+def test_a_layer_is_compared_with_the_one_that_it_was():
+  layers = {'model.layers': {'1': {'num_heads': 2}}}
+  drop = {'do': 'drop_layers', 'keep': [1, 2]}
+  again = {'do': 'drop_layers', 'keep': [0]}
+  check([drop, taught(attention=1.0), again, taught(attention=1.0)], layers)
+
+
 def test_mixers_of_bottlenecks_are_narrower():
   narrow = {'do': 'bottleneck', 'width': 6}
   check([narrow, taught(states=1.0)])
