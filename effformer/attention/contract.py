@@ -130,6 +130,14 @@ class Mixer(nn.Module):
     raise NotImplementedError(self.refusal('streaming'))
 
   @nn.nowrap
+  def projects_tokens(self) -> bool:
+    """Whether every dense layer here has one input for each token.
+
+    False where some are given a choice or mixtures of the tokens.
+    """
+    return True
+
+  @nn.nowrap
   def refusal(self, capability: str, when: str = '') -> str:
     """The message for a capability that is not there."""
     where = f' {when}' if when else ''

@@ -94,6 +94,11 @@ class LinformerAttention(MultiHead):
     return streams, carry
 
   @nn.nowrap
+  def projects_tokens(self) -> bool:
+    """See `Mixer`; keys and values may be made of mixtures."""
+    return not self._mixes_first()
+
+  @nn.nowrap
   def _mixes_first(self):
     """Whether the same mixtures serve all heads and channels."""
     is_shared = self.mixing == 'learned' and self.sharing != 'none'

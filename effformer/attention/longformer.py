@@ -97,6 +97,11 @@ class LongformerAttention(MultiHead):
         f'{self.attention_window}; use {self.attention_window + 1}'
       )
 
+  @nn.nowrap
+  def projects_tokens(self) -> bool:
+    """See `Mixer`; queries that see all are of the global tokens alone."""
+    return self.causal or not self.global_tokens
+
   def project(self, x_BTD, context_BSD, tokens, carry):
     """See `MultiHead`; global queries stand in the place of their local ones.
 
@@ -105,7 +110,7 @@ class LongformerAttention(MultiHead):
     (q_BTHK, k_BSHK, v_BSHV, more), carry = super().project(
       x_BTD, context_BSD, tokens, carry
     )
-    if self.causal or not self.global_tokens:
+    if self.projects_tokens():
       return (q_BTHK, k_BSHK, v_BSHV, more), carry
     width = self.width_of_head(x_BTD.shape[-1])
     sources = (self.num_kv_heads or self.num_heads, width)

@@ -65,7 +65,8 @@ def fit(
     same at all tokens has scale 0.
 
   Raises:
-    ValueError: there are no batches, or layers cannot be looked at.
+    ConfigError: layers cannot be looked at, see `inside.check`.
+    ValueError: there are no batches.
   """
   found: dict[str, _Sums] = {}
   for batch in batches:

@@ -53,6 +53,34 @@ def narrow(
     Config, with `model.layers.I.bottleneck` and `mlp_width`, and parameters.
 
   Raises:
+    ConfigError: see `narrowed`; or the mechanism cannot be so narrow.
+  """
+  own = build.layer_configs(config)
+  chosen = sorted(set(range(len(own)) if layers is None else layers))
+  config = narrowed(config, width, layers, mlp_width=mlp_width)
+  try:
+    made = jax.jit(initial(config))(jax.random.key(seed))
+  # What mechanisms say of settings and sizes that do not fit.
+  except (ValueError, NotImplementedError) as error:
+    raise ConfigError(
+      f'the blocks of this model cannot be {width} wide: '
+      f'{str(error).splitlines()[0]}'
+    ) from error
+  names = encoder.layer_names(own)
+  places = tuple(f'encoder/{names[index]}/' for index in chosen)
+  return config, _joined(tensors.flatten(params), tensors.flatten(made), places)
+
+
+def narrowed(
+  config: ml_collections.ConfigDict,
+  width: int,
+  layers: Sequence[int] | None = None,
+  *,
+  mlp_width: int = 0,
+) -> ml_collections.ConfigDict:
+  """The config of `narrow`.
+
+  Raises:
     ConfigError: no such width or layer; the heads of a layer do not divide it,
       or would be of odd width and have rotary positions; a part of a share
       group; a reversible model.
@@ -69,18 +97,7 @@ def narrow(
       'bottleneck': width,
       'mlp_width': mlp_width or scaled,
     }
-  config = config_lib.changed(config, {'model.layers': rows})
-  try:
-    made = jax.jit(initial(config))(jax.random.key(seed))
-  # What mechanisms say of settings and sizes that do not fit.
-  except (ValueError, NotImplementedError) as error:
-    raise ConfigError(
-      f'the blocks of this model cannot be {width} wide: '
-      f'{str(error).splitlines()[0]}'
-    ) from error
-  names = encoder.layer_names(own)
-  places = tuple(f'encoder/{names[index]}/' for index in chosen)
-  return config, _joined(tensors.flatten(params), tensors.flatten(made), places)
+  return config_lib.changed(config, {'model.layers': rows})
 
 
 def _joined(before, made, places):

@@ -11,7 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from effformer import attention
 from effformer.compress import inside
+from effformer.errors import ConfigError
 from effformer.models import encoder
 from effformer.models.trunk import Trunk
 from effformer.shapes import Array
@@ -51,15 +53,35 @@ def collect(
     share group are one kernel.
 
   Raises:
-    ValueError: there are no batches, layers cannot be looked at, or what enters
-      a dense layer is no token (global tokens, mixtures of tokens).
+    ConfigError: see `check`.
+    ValueError: there are no batches.
   """
+  check(module)
   found: dict[str, Moments] = {}
   for batch in batches:
     found = _joined(found, _seen(module, params, *batch))
   if not found:
     raise ValueError('calibration needs at least one batch')
   return found
+
+
+def check(module: Trunk) -> None:
+  """Refuses a model whose inputs of dense layers cannot be collected.
+
+  Raises:
+    ConfigError: layers cannot be looked at (`inside.check`), or what enters a
+      dense layer is no token (global tokens, mixtures of tokens).
+  """
+  inside.check(module)
+  for index, layer in enumerate(module.layers):
+    mixer = attention.build(layer.mixer, **dict(layer.settings))
+    if not mixer.projects_tokens():
+      raise ConfigError(
+        f'layer {index} is {layer.mixer}, which projects a choice or mixtures '
+        'of the tokens, and calibration needs one input for each token.\n'
+        "Use what needs no calibration, such as method='nearest', or another "
+        'attention.'
+      )
 
 
 @functools.partial(jax.jit, static_argnums=0)

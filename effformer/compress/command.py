@@ -25,6 +25,7 @@ from effformer import durable, errors, tasks
 from effformer.compress import (
   artefact,
   measuring,
+  needs,
   outputs,
   pipeline,
   recipe,
@@ -61,12 +62,14 @@ def compress(
     console: what people see.
 
   Raises:
-    ConfigError: there is no recipe, it cannot work, or does not fit the model.
+    ConfigError: there is no recipe, it cannot work, or does not fit the model;
+      as far as the config tells, before anything is trained (`needs`).
     DataError, CheckpointError, NonFiniteError, Preempted: see `session.train`.
   """
   if jax.process_count() > 1:
     raise errors.ConfigError('compressing needs one process.\nStart one.')
   rows = recipe.read(_rows(config))
+  needs.check(config, rows)
   plain = without_steps(config)
   with workdir.open_workdir(path) as folder:
     console.say(f'folder: {folder}')
@@ -189,8 +192,15 @@ def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
       recipe.Train,
       lambda s: replace(s, lesson=step_kinds.LABELS),
     ),
-    'random': (recipe.Prune, lambda s: replace(s, score='random')),
-    'nearest': (recipe.Round, lambda s: replace(s, method='nearest')),
+    # Of these, batches are read no more.
+    'random': (
+      recipe.Prune,
+      lambda s: replace(s, score='random', batches=recipe.Prune.batches),
+    ),
+    'nearest': (
+      recipe.Round,
+      lambda s: replace(s, method='nearest', batches=recipe.Round.batches),
+    ),
     'uniform': (recipe.ChooseBits, lambda s: s.uniform),
   }
   found = {

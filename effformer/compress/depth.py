@@ -37,6 +37,25 @@ def drop_layers(
     its mechanism, whatever share of the layers the mechanism has then.
 
   Raises:
+    ConfigError: see `kept`.
+  """
+  keep, layers = tuple(keep), build.layer_configs(config)
+  smaller = kept(config, keep)
+  blocks = _renamed(
+    params['encoder'],
+    encoder.layer_names(layers),
+    encoder.layer_names([layers[index] for index in keep]),
+    keep,
+  )
+  return smaller, {**params, 'encoder': blocks}
+
+
+def kept(
+  config: ml_collections.ConfigDict, keep: Sequence[int]
+) -> ml_collections.ConfigDict:
+  """The config of `drop_layers`.
+
+  Raises:
     ConfigError: no such layers, not in order, or none; or fewer than a hybrid
       has members.
   """
@@ -66,13 +85,7 @@ def drop_layers(
     if row:
       rows[str(new)] = row
   values = {'model.num_layers': len(keep), 'model.layers': rows}
-  blocks = _renamed(
-    params['encoder'],
-    encoder.layer_names(layers),
-    encoder.layer_names([layers[index] for index in keep]),
-    keep,
-  )
-  return config_lib.changed(config, values), {**params, 'encoder': blocks}
+  return config_lib.changed(config, values)
 
 
 def _renamed(blocks, names, new_names, keep):

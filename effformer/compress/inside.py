@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from effformer.errors import ConfigError
 from effformer.models.block import Block
 from effformer.models.trunk import Trunk
 from effformer.shapes import Tokens
@@ -37,6 +38,18 @@ class Call(NamedTuple):
   output: Any
 
 
+def check(module: Trunk) -> None:
+  """Raises ConfigError where layers are not run so that they can be seen."""
+  if module.reversible or module.extra_tokens:
+    raise ConfigError(
+      'looking inside needs an encoder with one stream and no extra tokens, '
+      f'got reversible={module.reversible} and '
+      f'extra_tokens={module.extra_tokens}.\nLeave out what looks inside: '
+      "calibration, norms 'affine', and states, mixers and attention of "
+      'lessons.'
+    )
+
+
 def apply(
   module: Trunk,
   params: Any,
@@ -58,14 +71,9 @@ def apply(
     **keywords: of the network and of `apply`: rngs, method.
 
   Raises:
-    ValueError: the layers are not run in a way that can be looked at.
+    ConfigError: see `check`.
   """
-  if module.reversible or module.extra_tokens:
-    raise ValueError(
-      'looking inside needs an encoder with one stream and no extra tokens, '
-      f'got reversible={module.reversible} and '
-      f'extra_tokens={module.extra_tokens}'
-    )
+  check(module)
   module = dataclasses.replace(module, unrolled=True, remat=False)
   layer, tokens = -1, None
 

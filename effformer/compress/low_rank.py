@@ -36,6 +36,8 @@ from effformer.shapes import Array
 
 DAMP = 1e-3
 EMBEDDING = 'embedding'
+# Its path; that of the vectors of types ends in the same name.
+TABLE = 'embedding/embedding'
 
 
 def worth(k: int, n: int, rank: int) -> bool:
@@ -124,7 +126,7 @@ def factorise(
   rows = {index: row.to_dict() for index, row in config.model.layers.items()}
   changes = {}
   for place, own in rank.items():
-    if place == EMBEDDING and 'embedding/embedding' in flat:
+    if place == EMBEDDING and TABLE in flat:
       _factorise_table(flat, own, config.model.embedding_width)
       changes['model.embedding_width'] = own
       continue
@@ -175,10 +177,9 @@ def _factorise_mlp(flat, place, rank, layer, moments, damp):
 
 def _factorise_table(flat, rank, width):
   _check_new(EMBEDDING, width)
-  path = 'embedding/embedding'
-  table_YD = np.asarray(flat[path])
-  _check_worth(path, table_YD.shape, rank)
-  flat[path], flat['embedding_out/kernel'] = product(table_YD, rank)
+  table_YD = np.asarray(flat[TABLE])
+  _check_worth(TABLE, table_YD.shape, rank)
+  flat[TABLE], flat['embedding_out/kernel'] = product(table_YD, rank)
 
 
 def _check_new(place, rank):

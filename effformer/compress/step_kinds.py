@@ -86,7 +86,8 @@ class Simplify:
 
   Attributes:
     activation, norm: their names, '' for those that are there.
-    batches: of the train split, that norms without statistics are fitted to.
+    batches: of the train split, that norms without statistics are fitted to;
+      for norm='affine'.
   """
 
   rank: ClassVar[int] = 0
@@ -97,7 +98,7 @@ class Simplify:
   def __post_init__(self):
     if not self.activation and not self.norm:
       refuse('simplify needs an activation or a norm')
-    _at_least_one('simplify', 'batches', self.batches)
+    _batches('simplify', self, self.norm == 'affine', "norm='affine'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Factorise:
   Attributes:
     share: of the numbers of each matrix that stays.
     parts: 'mlp', 'embedding'.
-    batches: of the train split, whose inputs the error is of.
+    batches: of the train split, whose inputs the error is of; for 'mlp'.
   """
 
   rank: ClassVar[int] = 1
@@ -121,7 +122,7 @@ class Factorise:
       refuse(f'factorise: parts={self.parts} have to be of {sorted(known)}')
     if not 0 < self.share < 1:
       refuse(f'factorise: share={self.share} has to be above 0 and below 1')
-    _at_least_one('factorise', 'batches', self.batches)
+    _batches('factorise', self, 'mlp' in self.parts, "'mlp' among its parts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,8 @@ class Prune:
       refuse(f'prune: ratio={self.ratio} has to be above 0 and below 1')
     _one_of('prune', 'score', self.score, SCORES)
     _one_of('prune', 'within', self.within, ('place', 'model'))
-    _at_least_one('prune', 'batches', self.batches)
+    is_read = self.score in ('saliency', 'taylor')
+    _batches('prune', self, is_read, "score='saliency' or 'taylor'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +190,7 @@ class Round:
     method: one of `METHODS`.
     batches: of the train split, that all but 'nearest' are calibrated on.
     activations: '' for inputs of dense layers as they are; 'dynamic' for 8 bits
-      of them, too, and products of integers.
+      of them, too, and products of integers, which rule 'kmeans' has none of.
   """
 
   rank: ClassVar[int] = 2
@@ -205,7 +207,14 @@ class Round:
   def __post_init__(self):
     _one_of('round', 'method', self.method, METHODS)
     _one_of('round', 'activations', self.activations, ACTIVATIONS)
-    _at_least_one('round', 'batches', self.batches)
+    is_read = self.method != 'nearest'
+    _batches('round', self, is_read, "another method than 'nearest'")
+    if self.activations and self.rule == 'kmeans':
+      refuse(
+        f'round: activations={self.activations!r} needs integers times a '
+        "scale, and rule='kmeans' has a codebook. Leave activations out, or "
+        'take another rule'
+      )
     try:
       _ = self.grid, self.table_grid
     except ValueError as error:
@@ -280,13 +289,21 @@ class ChooseBits:
       rule='clip',
       tables=0,
       method=self.method,
-      batches=self.batches,
+      batches=Round.batches if self.method == 'nearest' else self.batches,
     )
 
 
 def _one_of(name, key, value, known):
   if value not in known:
     refuse(f'{name}: {key}={value!r} has to be one of {", ".join(known)}')
+
+
+def _batches(name, step, is_read, reader):
+  _at_least_one(name, 'batches', step.batches)
+  if not is_read and step.batches != type(step).batches:
+    refuse(
+      f'{name}: batches={step.batches} is read with {reader} only. Leave it out'
+    )
 
 
 def _at_least_one(name, key, value):

@@ -153,11 +153,13 @@ def _simplify(step, model, place) -> Compressed:
 def _factorise(step, model, place) -> Compressed:
   flat, ranks = tensors.flatten(model.params), {}
   for path, x in flat.items():
-    part, _, name = path.rpartition('/')
-    is_mlp = path.endswith('/mlp/in/kernel') and 'mlp' in step.parts
-    if is_mlp or (name == 'embedding' and 'embedding' in step.parts):
-      target = part.removesuffix('/in') if is_mlp else part
-      ranks[target] = low_rank.rank_for(*x.shape, step.share)
+    if path.endswith('/mlp/in/kernel') and 'mlp' in step.parts:
+      part = path.removesuffix('/in/kernel')
+      ranks[part] = low_rank.rank_for(*x.shape, step.share)
+  if 'embedding' in step.parts:
+    # Without a table, which is then refused in words.
+    table_YD = flat.get(low_rank.TABLE, np.zeros((1, 1)))
+    ranks[low_rank.EMBEDDING] = low_rank.rank_for(*table_YD.shape, step.share)
   moments = None
   if 'mlp' in step.parts:
     moments = _moments(model, step.batches, place)

@@ -11,7 +11,12 @@ folder comes from.
 
 from effformer.pretrained.model import FAMILIES, Pretrained, load, save
 from effformer.pretrained.place import find, tokenizer
-from effformer.pretrained.swapping import Swapped, swap, swap_mixers
+from effformer.pretrained.swapping import (
+  Swapped,
+  swap,
+  swap_mixers,
+  swapped_config,
+)
 
 __all__ = [
   'FAMILIES',
@@ -22,5 +27,6 @@ __all__ = [
   'save',
   'swap',
   'swap_mixers',
+  'swapped_config',
   'tokenizer',
 ]

@@ -101,19 +101,14 @@ def swap_mixers(
     seed: of new parameters.
 
   Raises:
-    ConfigError: no such mechanism, layer or setting; or the mechanism cannot
-      be used in such a model.
+    ConfigError: see `swapped_config`; or the mechanism cannot be used in such a
+      model.
   """
-  settings = dict(settings or {})
-  chosen = _checked(config, causal, mechanism, layers, settings)
-  facts = {index: row.to_dict() for index, row in config.model.layers.items()}
-  # Settings of the mechanism before mean nothing to this one.
-  stays = {*_FACTS, *({'num_kv_heads'} & {*attention.settings(mechanism)})}
-  for index in chosen:
-    row = facts.get(str(index), {})
-    row = {name: value for name, value in row.items() if name in stays}
-    facts[str(index)] = {**row, 'mixer': mechanism, **settings}
-  config = config_lib.changed(config, {'model.layers': facts})
+  number = config.model.num_layers
+  chosen = sorted(set(range(number) if layers is None else layers))
+  config = swapped_config(
+    config, mechanism, layers, settings=settings, causal=causal
+  )
   try:
     made = _flat(jax.jit(initial(config))(jax.random.key(seed)))
   # What mechanisms say of settings, sizes and capabilities that do not fit.
@@ -141,6 +136,32 @@ def swap_mixers(
     tuple(path for path in own if path not in kept),
     tuple(sorted(set(before) - set(kept) - (set(params) - set(own)))),
   )
+
+
+def swapped_config(
+  config: ml_collections.ConfigDict,
+  mechanism: str,
+  layers: Sequence[int] | None = None,
+  *,
+  settings: Mapping[str, Any] | None = None,
+  causal: bool = False,
+) -> ml_collections.ConfigDict:
+  """The config of `swap_mixers`.
+
+  Raises:
+    ConfigError: no such mechanism, layer or setting; or the mechanism is not
+      of the direction of the model.
+  """
+  settings = dict(settings or {})
+  chosen = _checked(config, causal, mechanism, layers, settings)
+  facts = {index: row.to_dict() for index, row in config.model.layers.items()}
+  # Settings of the mechanism before mean nothing to this one.
+  stays = {*_FACTS, *({'num_kv_heads'} & {*attention.settings(mechanism)})}
+  for index in chosen:
+    row = facts.get(str(index), {})
+    row = {name: value for name, value in row.items() if name in stays}
+    facts[str(index)] = {**row, 'mixer': mechanism, **settings}
+  return config_lib.changed(config, {'model.layers': facts})
 
 
 def _flat(params):

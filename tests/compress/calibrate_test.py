@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effformer import pretrained
+from effformer import attention, pretrained
 from effformer.compress import calibrate, tensors
+from effformer.errors import ConfigError
+from effformer.models import encoder
+from tests.compress import networks
 from tests.compress.networks import entering
 from tests.pretrained.golden_test import folder_of, golden
 
@@ -118,11 +121,55 @@ def test_what_cannot_be_calibrated(bert):
   with pytest.raises(ValueError, match='at least one batch'):
     calibrate.collect(bert.module, bert.params, [])
   module = dataclasses.replace(bert.module, extra_tokens=2)
-  with pytest.raises(ValueError, match='extra_tokens=2'):
+  with pytest.raises(ConfigError, match='extra_tokens=2'):
     calibrate.collect(module, bert.params, [batch()])
   # Queries of global tokens, fewer than there are tokens.
   settings = {'attention_window': 2, 'global_tokens': 2}
   other = pretrained.swap(bert, 'longformer', (1,), settings=settings).model
-  with pytest.raises(ValueError, match='mixer/query_global has'):
+  with pytest.raises(ConfigError, match='layer 1 is longformer, which'):
     calibrate.collect(other.module, other.params, [batch()])
   assert jnp.isfinite(bert.params['positions']).all()
+
+
+@pytest.mark.parametrize(
+  ('mixer', 'settings'),
+  [
+    *((mixer, {}) for mixer in attention.TABLE),
+    ('longformer', {'global_tokens': 0}),
+    ('linformer', {'sharing': 'none'}),
+    ('linformer', {'sharing': 'headwise'}),
+    *(('linformer', {'mixing': own}) for own in ('pool', 'conv', 'dynamic')),
+  ],
+)
+def test_mechanisms_say_whether_they_project_tokens(
+  monkeypatch, mixer, settings
+):
+  """Against what their dense layers are given, traced without the rule."""
+  # Fewer mixtures than tokens.
+  sizes = {
+    'num_heads': 3, 'head_width': 4, 'rank': 3, 'max_length': 9, **settings
+  }  # fmt: skip
+  known = attention.settings(mixer)
+  own = {name: sizes[name] for name in sizes if name in known}
+  layer = encoder.LayerConfig(mixer, tuple(sorted(own.items())), networks.F)
+  module = networks.KINDS['embedder'](
+    vocabulary_size=networks.Y, width=networks.D, layers=(layer,), max_length=9
+  )
+  variables = jax.eval_shape(module.init, jax.random.key(0), *networks.BATCH)
+
+  def collected():
+    return jax.eval_shape(
+      lambda params: calibrate.collect(module, params, [networks.BATCH]),
+      variables['params'],
+    )
+
+  says = attention.build(mixer, **own).projects_tokens()
+  if not says:
+    with pytest.raises(ConfigError, match='one input for each token'):
+      collected()
+  monkeypatch.setattr(calibrate, 'check', lambda module: None)
+  if says:
+    assert len(collected()) >= 2
+  else:
+    with pytest.raises(ValueError, match='one input for each token, but'):
+      collected()

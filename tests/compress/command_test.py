@@ -111,10 +111,10 @@ def test_controls_lack_one_idea_each():
     prune, dataclasses.replace(train, lesson=step_kinds.LABELS), last,
   )  # fmt: skip
   assert found['random'] == (
-    dataclasses.replace(prune, score='random'), train, last,
+    dataclasses.replace(prune, score='random', batches=8), train, last,
   )  # fmt: skip
   assert found['nearest'] == (
-    prune, train, dataclasses.replace(last, method='nearest'),
+    prune, train, dataclasses.replace(last, method='nearest', batches=8),
   )  # fmt: skip
   assert step_kinds.LABELS.hard == 1
   assert step_kinds.LABELS.soft == step_kinds.LABELS.states == 0
@@ -125,7 +125,7 @@ def test_controls_lack_one_idea_each():
   [
     ([{'do': 'round'}], ()),
     ([{'do': 'drop_layers', 'keep': [0]}, {'do': 'round'}], ()),
-    ([{**PRUNE, 'score': 'random'}], ()),
+    ([{**PRUNE, 'score': 'random', 'batches': 8}], ()),
     ([{'do': 'train', 'steps': 3, 'learning_rate': 1.0}], ()),
     ([{'do': 'choose_bits', 'budget': 0.2}], ('uniform',)),
     ([PRUNE, {'do': 'choose_bits', 'budget': 0.2}], ('random', 'uniform')),
@@ -378,6 +378,13 @@ def test_without_steps_there_is_nothing_to_do(plain, tmp_path):
 def test_an_order_that_cannot_be_is_found_before_the_parent(plain, tmp_path):
   config = with_steps(plain, ROUND, PRUNE)
   with pytest.raises(errors.ConfigError, match='comes after round'):
+    compress(config, tmp_path / 'small')
+  assert not (tmp_path / 'small').exists()
+
+
+def test_steps_that_do_not_fit_are_found_before_the_parent(plain, tmp_path):
+  config = with_steps(plain, {'do': 'swap', 'mechanism': 'linformer'}, ROUND)
+  with pytest.raises(errors.ConfigError, match='step 1, round: layer 0 is lin'):
     compress(config, tmp_path / 'small')
   assert not (tmp_path / 'small').exists()
 

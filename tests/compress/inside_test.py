@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from effformer.compress import inside
+from effformer.errors import ConfigError
 from tests.compress.networks import (
   BATCH,
   KEEP_BT,
@@ -97,5 +98,5 @@ def test_what_is_seen_is_part_of_the_program():
 
 def test_encoders_that_cannot_be_looked_at():
   for name, value in (('reversible', True), ('extra_tokens', 2)):
-    with pytest.raises(ValueError, match=f'{name}={value}'):
+    with pytest.raises(ConfigError, match=f'{name}={value}'):
       calls_of([layer()], **{name: value})

@@ -3,9 +3,10 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 
-from effformer.compress import recipe
+from effformer.compress import command, int8, recipe, tensors
 from effformer.compress.distill.teaching import Lesson
 from effformer.compress.grid import Grid
 from effformer.errors import ConfigError
@@ -79,6 +80,39 @@ def test_steps_may_come_again():
     ({'do': 'round', 'method': 'best'}, 'one of nearest, gptq'),
     ({'do': 'round', 'batches': 0}, 'batches=0 has to be at least 1'),
     ({'do': 'round', 'activations': 'static'}, "activations='static' has to"),
+    (
+      {'do': 'round', 'rule': 'kmeans', 'activations': 'dynamic'},
+      "activations='dynamic' needs integers",
+    ),
+    ({'do': 'round', 'batches': 9}, 'batches=9 is read with another method'),
+    (
+      {
+        'do': 'prune',
+        'units': ['mlp'],
+        'ratio': 0.5,
+        'score': 'magnitude',
+        'batches': 9,
+      },
+      'prune: batches=9 is read with score=',
+    ),
+    (
+      {
+        'do': 'prune',
+        'units': ['mlp'],
+        'ratio': 0.5,
+        'score': 'random',
+        'batches': 9,
+      },
+      'prune: batches=9 is read with score=',
+    ),
+    (
+      {'do': 'simplify', 'norm': 'rms', 'batches': 9},
+      "simplify: batches=9 is read with norm='affine'",
+    ),
+    (
+      {'do': 'factorise', 'share': 0.5, 'parts': ['embedding'], 'batches': 9},
+      "factorise: batches=9 is read with 'mlp'",
+    ),
     ({'do': 'swap'}, 'swap needs mechanism'),
     ({'do': 'share', 'number': 0}, 'number=0 has to be at least 1'),
     ({'do': 'simplify'}, 'needs an activation or a norm'),
@@ -115,6 +149,53 @@ def test_steps_may_come_again():
 def test_what_is_refused(row, words):
   with pytest.raises(ConfigError, match=words):
     recipe.read([row])
+
+
+@pytest.mark.parametrize('group', ['tensor', 'channel', 'tile'])
+@pytest.mark.parametrize(
+  ('rule', 'bits', 'symmetric'),
+  [
+    *(('extremes', bits, own) for bits in (8, 4, 2) for own in (True, False)),
+    ('clip', 5, True), ('ternary', 2, True), ('absmean', 2, True),
+    ('sign', 1, True), ('kmeans', 4, True),
+  ],
+)  # fmt: skip
+def test_what_integers_refuse_is_refused_before(group, rule, bits, symmetric):
+  """Rounded inputs are of what `int8.product` takes."""
+  tile = 5 if group == 'tile' else 0
+  if rule == 'kmeans' and tile:
+    return
+  row = {
+    'do': 'round', 'bits': bits, 'group': group, 'tile': tile, 'rule': rule,
+    'symmetric': symmetric,
+  }  # fmt: skip
+  (step,) = recipe.read([row])
+  rng = np.random.default_rng(0)
+  w_KN, x_LK = (rng.normal(size=s).astype('f4') for s in ((12, 3), (2, 12)))
+  params = tensors.quantise({'kernel': w_KN}, {'kernel': step.grid})
+  try:
+    y_LN = int8.product(x_LK, params['kernel'])
+  except ConfigError:
+    with pytest.raises(ConfigError, match='activations='):
+      recipe.read([{**row, 'activations': 'dynamic'}])
+    assert rule == 'kmeans'
+    return
+  assert np.isfinite(y_LN).all()
+  (step,) = recipe.read([{**row, 'activations': 'dynamic'}])
+  assert step.activations == 'dynamic'
+
+
+def test_controls_read_no_batches():
+  """Set for what they replace, which is no reason to refuse them."""
+  rows = recipe.read([
+    {'do': 'prune', 'units': ['mlp'], 'ratio': 0.5, 'batches': 3},
+    {'do': 'round', 'method': 'gptq', 'batches': 3},
+  ])  # fmt: skip
+  found = command.controls(rows)
+  assert found['random'][0].batches == found['nearest'][1].batches == 8
+  assert found['random'][1].batches == found['nearest'][0].batches == 3
+  step = recipe.ChooseBits(0.2, method='nearest', batches=3)
+  assert (step.uniform.method, step.uniform.batches) == ('nearest', 8)
 
 
 def test_a_recipe_has_steps():

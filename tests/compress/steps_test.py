@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from effformer import config as config_lib
-from effformer import data, errors, tasks
+from effformer import data, errors, pretrained, tasks
 from effformer.compress import (
   bits,
   measuring,
@@ -20,7 +20,9 @@ from effformer.compress.artefact import Compressed
 from effformer.compress.tensors import QTensor
 from effformer.train import preemption
 from tests import slow
+from tests.train.tiny_pretrained import LENGTH
 from tests.train.tiny_run import quiet_screen, tiny_config, write_examples
+from tests.train.tiny_similarity import similarity_config
 
 
 @pytest.fixture(scope='module')
@@ -327,3 +329,50 @@ def test_what_was_pretrained_is_not_pretrained_again(parent, tmp_path):
   assert not (tmp_path / 'run/pretrain').exists()
   for path, x in flat(before.params).items():
     np.testing.assert_allclose(flat(model.params)[path], x, atol=1e-5)
+
+
+# Products of two matrices.
+
+
+@pytest.fixture(scope='module')
+def with_types(tmp_path_factory):
+  """A pretrained model of texts, whose tokens have types."""
+  folder = tmp_path_factory.mktemp('types')
+  config = similarity_config(folder)
+  task = tasks.make(config)
+  params = pretrained.load(folder).params
+  # Of shorter rows.
+  params = {**params, 'positions': params['positions'][:LENGTH]}
+  assert params['types']['embedding'].shape == (2, 12)
+  model = Compressed(config, 'embedder', 31, 0, False, params, '0' * 64)
+  return steps.Parent(model, task)
+
+
+@pytest.mark.parametrize('parts', [['embedding'], ['mlp', 'embedding']])
+def test_the_table_of_tokens_is_factorised_and_no_other(
+  with_types, tmp_path, parts
+):
+  row = {'do': 'factorise', 'share': 0.5, 'parts': parts}
+  row |= {'batches': 1} if 'mlp' in parts else {}
+  model, _ = carry(with_types, tmp_path, row)
+  before, after = flat(with_types.model.params), flat(model.params)
+  np.testing.assert_array_equal(
+    after['types/embedding'], before['types/embedding']
+  )
+  # int(31 * 12 * 0.5 / 43) of the table.
+  assert model.config.model.embedding_width == 4
+  assert after['embedding/embedding'].shape == (31, 4)
+  assert after['embedding_out/kernel'].shape == (4, 12)
+  is_low = any('/mlp/in_low/' in path for path in after)
+  assert is_low == ('mlp' in parts)
+  found = outputs.of_split(model, steps.task_of(model, with_types), 'test')[0]
+  assert np.isfinite(found).all()
+
+
+def test_without_a_table_there_is_none_to_factorise(parent, tmp_path):
+  params = {
+    name: x for name, x in parent.model.params.items() if name != 'embedding'
+  }
+  row = {'do': 'factorise', 'share': 0.5, 'parts': ['embedding']}
+  with pytest.raises(errors.ConfigError, match='there is no embedding that'):
+    carry(parent, tmp_path, row, model=parent.model._replace(params=params))

@@ -202,6 +202,7 @@ def is_alive(pid):
   return True
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_its_parent(tmp_path, repository):
   program = (
     'import os, time\n'

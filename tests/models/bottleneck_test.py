@@ -197,7 +197,9 @@ def test_gradients_go_to_all_arrays(order):
 
 @pytest.mark.parametrize(
   'fields',
-  [{}, {'remat': True}, {'extra_tokens': 2}, {'dtype': jnp.bfloat16}],
+  slow.after(
+    1, [{}, {'remat': True}, {'extra_tokens': 2}, {'dtype': jnp.bfloat16}]
+  ),
   ids=str,
 )
 def test_layers_that_are_alike_are_scanned(fields):

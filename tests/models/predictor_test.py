@@ -71,7 +71,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(('stack', 'fields'), slow.after(2, CASES))
+@pytest.mark.parametrize(('stack', 'fields'), slow.after(1, CASES))
 def test_a_stream_gives_what_the_call_gives(stack, fields):
   model, params, apply = model_of(stack, **fields)
   front = model.has_front

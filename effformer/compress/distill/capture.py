@@ -82,8 +82,8 @@ def capture(
       step, method.
 
   Raises:
-    ValueError: no such part or layer, a layer has no such part, or the network
-      cannot be looked at.
+    ConfigError: the network cannot be looked at, see `inside.check`.
+    ValueError: no such part or layer, or a layer has no such part.
   """
   what = tuple(what)
   chosen = range(len(module.layers)) if layers is None else tuple(layers)

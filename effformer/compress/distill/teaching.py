@@ -14,13 +14,15 @@ the task, so the one loop trains it like any other.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from effformer.compress import inside
 from effformer.compress.distill import hidden, losses
-from effformer.compress.distill.capture import Captured, capture
+from effformer.compress.distill.capture import WITH_SCORES, Captured, capture
 from effformer.compress.distill.maps import LayerMap
 from effformer.errors import ConfigError
 from effformer.models.trunk import Trunk
@@ -43,12 +45,17 @@ class Lesson:
       over those that `layers` pairs.
     mixers: of outputs of mixers, likewise.
     attention: of scores before the softmax, likewise.
-    temperature: T.
-    labels: whose y, 'data' or 'teacher'; for classes.
+    temperature: T, of `soft`.
+    labels: whose y, 'data' or 'teacher', is that of `hard`; for classes.
     keep: which examples `hard` is a mean over: 'all'; 'top', where y is among
       the student's `top_k` largest; 'range', where p_s(y) is in `low` to
       `high`; 'disagree', where student and teacher do. For classes.
-    top_k, low, high: see `keep`.
+    top_k: of keep='top'.
+    low, high: of keep='range'.
+
+  Raises:
+    ConfigError: a value that it cannot have, or one that nothing reads: a
+      setting of a part whose weight is 0, or of another `keep`.
   """
 
   hard: float = 0.0
@@ -74,12 +81,42 @@ class Lesson:
       raise ConfigError(
         f'no filter {self.keep!r}; there are {", ".join(FILTERS)}.'
       )
-    weights = [getattr(self, name) for name in _WEIGHTS]
-    if min(weights) < 0 or max(weights) <= 0:
+    weights = {name: getattr(self, name) for name in _WEIGHTS}
+    are_weights = all(0 <= x < math.inf for x in weights.values())
+    if not (are_weights and any(weights.values())):
       raise ConfigError(
-        'a lesson needs weights of at least 0, one of them above: '
-        f'{dict(zip(_WEIGHTS, weights, strict=True))}.'
+        f'a lesson needs weights of at least 0, one of them above: {weights}.'
       )
+    self._check_values()
+    self._check_read()
+
+  def _check_values(self):
+    if not 0 < self.temperature < math.inf:
+      raise ConfigError(
+        f'temperature={self.temperature} of a lesson has to be above 0.'
+      )
+    if self.top_k < 1:
+      raise ConfigError(f'top_k={self.top_k} of a lesson has to be at least 1.')
+    if not 0 <= self.low <= self.high <= 1:
+      raise ConfigError(
+        f'low={self.low} and high={self.high} of a lesson are probabilities, '
+        'the first not above the second.'
+      )
+
+  def _check_read(self):
+    for reader, is_read, names in (
+      ('soft above 0', self.soft, ('temperature',)),
+      ('hard above 0', self.hard, ('labels', 'keep')),
+      ("keep='top'", self.keep == 'top', ('top_k',)),
+      ("keep='range'", self.keep == 'range', ('low', 'high')),
+    ):
+      for name in names:
+        value, neutral = getattr(self, name), getattr(type(self), name)
+        if not is_read and value != neutral:
+          raise ConfigError(
+            f'{name}={value!r} of a lesson is read with {reader} only.\n'
+            f'Give that too, or leave {name} out.'
+          )
 
   @property
   def inside(self) -> tuple[str, ...]:
@@ -225,8 +262,52 @@ def _check(task, teacher, lesson, layers):
       f'states of width {task.model.width} and {teacher.width} cannot be '
       'compared: leave them out of the lesson.'
     )
+  check_inside(lesson, task.model, teacher, layers)
+
+
+def check_inside(
+  lesson: Lesson, student: Trunk, teacher: Trunk, layers: LayerMap
+) -> None:
+  """Refuses to compare what two networks compute inside, where it cannot be.
+
+  Args:
+    lesson: what is compared.
+    student, teacher: the networks.
+    layers: which layers are compared.
+
+  Raises:
+    ConfigError: one of them cannot be looked at, or has no scores; mixers of
+      unequal width, or unequal numbers of heads.
+  """
+  if not lesson.inside:
+    return
+  for module in (student, teacher):
+    inside.check(module)
   if lesson.mixers:
-    _check_mixers(task.model, teacher, layers)
+    _check_mixers(student, teacher, layers)
+  if lesson.attention:
+    _check_scores(student, teacher, layers)
+
+
+def _check_scores(student, teacher, layers):
+  for whose, module in (('student', student), ('teacher', teacher)):
+    for index, layer in enumerate(module.layers):
+      if layer.mixer not in WITH_SCORES:
+        raise ConfigError(
+          f'layer {index} of the {whose} is {layer.mixer}, which has no scores '
+          f'of pairs of tokens, as {" and ".join(WITH_SCORES)} have.\n'
+          'Use mixers in place of attention in the lesson.'
+        )
+  for own, other in layers.pairs:
+    numbers = [
+      dict(module.layers[index].settings)['num_heads']
+      for module, index in ((student, own), (teacher, other))
+    ]
+    if numbers[0] != numbers[1]:
+      raise ConfigError(
+        f'layer {own} has {numbers[0]} heads, and layer {other} of the teacher '
+        f'{numbers[1]}: leave attention out of the lesson.'
+      )
 
 
 def _check_mixers(student, teacher, layers):

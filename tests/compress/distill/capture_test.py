@@ -13,6 +13,7 @@ from effformer.attention.primitives import positions, softmax
 from effformer.compress.distill import capture as capture_lib
 from effformer.compress.distill import hidden, losses
 from effformer.compress.distill.capture import capture
+from effformer.errors import ConfigError
 from effformer.models.block import Block
 from tests.compress.networks import (
   BATCH,
@@ -283,7 +284,7 @@ def test_what_is_not_there(layers, options, message):
 def test_networks_that_cannot_be_looked_at():
   module, params = network([layer()] * 2)
   for fields in ({'reversible': True}, {'extra_tokens': 2}):
-    with pytest.raises(ValueError, match=f'{next(iter(fields))}='):
+    with pytest.raises(ConfigError, match=f'{next(iter(fields))}='):
       capture(dataclasses.replace(module, **fields), params, *BATCH)
 
 

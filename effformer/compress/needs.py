@@ -1,0 +1,125 @@
+"""What the steps of a recipe need of a model, asked before anything is trained.
+
+The config says what the layers are at each step. What takes parameters to know,
+such as which layers are alike, is found by the steps themselves.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import ml_collections
+
+from effformer import attention, pretrained
+from effformer.compress import bottleneck, calibrate, depth, inside, recipe
+from effformer.compress.distill import maps, teaching
+from effformer.compress.prune import units
+from effformer.errors import ConfigError
+from effformer.models import build
+from effformer.models.trunk import Trunk
+
+
+def check(
+  config: ml_collections.ConfigDict, steps: Sequence[recipe.Step]
+) -> None:
+  """Refuses steps that a model of this config cannot take.
+
+  Args:
+    config: of the parent.
+    steps: the recipe.
+
+  Raises:
+    ConfigError: calibration of what it cannot be of, lessons about what the
+      layers do not have by then, layers or mechanisms that there are not.
+  """
+  parent = _trunk(config)
+  kept = tuple(range(len(parent.layers)))
+  has_fewer_heads = False
+  for number, step in enumerate(steps):
+    try:
+      config = _after(step, config)
+      if isinstance(step, recipe.DropLayers):
+        kept = tuple(kept[index] for index in step.keep)
+      student = _trunk(config)
+      _check_calibration(step, student)
+      if isinstance(step, recipe.Train):
+        layers = maps.layer_map('kept', len(kept), len(parent.layers), kept)
+        teaching.check_inside(step.lesson, student, parent, layers)
+        _check_heads(step, has_fewer_heads)
+      has_fewer_heads |= _takes_heads(step, student)
+    except ConfigError as error:
+      name = recipe.name_of(step)
+      raise ConfigError(f'step {number}, {name}: {error}') from None
+
+
+def _trunk(config) -> Trunk:
+  """The layers of a model, whatever stands on them and its ids are."""
+  return build.text_embedder(config, 1, causal=False)
+
+
+def _after(step, config):
+  """The config after a step that says which layers or mixers there are."""
+  if isinstance(step, recipe.DropLayers):
+    return depth.kept(config, step.keep)
+  if isinstance(step, recipe.Bottleneck):
+    layers = step.layers or None
+    return bottleneck.narrowed(
+      config, step.width, layers, mlp_width=step.mlp_width
+    )
+  if isinstance(step, recipe.Swap):
+    config = pretrained.swapped_config(
+      config, step.mechanism, step.layers or None, settings=step.settings
+    )
+    _check_settings(config)
+  return config
+
+
+def _check_settings(config):
+  for layer in build.layer_configs(config):
+    try:
+      attention.build(layer.mixer, **dict(layer.settings))
+    except (ValueError, NotImplementedError) as error:
+      raise ConfigError(
+        f'{layer.mixer} cannot take the place of the attention of this model: '
+        f'{str(error).splitlines()[0]}'
+      ) from error
+
+
+def _check_calibration(step, student):
+  is_calibrated = (
+    (isinstance(step, recipe.Factorise) and 'mlp' in step.parts)
+    or (isinstance(step, recipe.Round) and step.method != 'nearest')
+    or (isinstance(step, recipe.ChooseBits) and step.method == 'gptq')
+  )
+  if is_calibrated:
+    calibrate.check(student)
+  elif isinstance(step, recipe.Simplify) and step.norm == 'affine':
+    inside.check(student)
+
+
+def _check_heads(step, has_fewer_heads):
+  if step.lesson.attention and has_fewer_heads:
+    raise ConfigError(
+      'heads have left by then, and attention is compared head by head.\n'
+      'Leave attention out of the lesson, or train before heads are pruned.'
+    )
+
+
+def _takes_heads(step, student) -> bool:
+  """Whether a step takes heads from any layer; see `masks.structured`."""
+  if not isinstance(step, recipe.Prune):
+    return False
+  sizes = {'head': [], 'kv_group': []}
+  for layer in filter(units.has_separate_heads, student.layers):
+    settings = dict(layer.settings)
+    heads = settings['num_heads']
+    groups = settings.get('num_kv_heads') or heads
+    sizes['head'].append(heads)
+    if groups != heads:
+      sizes['kv_group'].append(groups)
+  own = [sizes[kind] for kind in sizes if kind in step.units]
+  if step.within == 'place':
+    own = [[size] for size in itertools.chain(*own)]
+  return any(
+    min(round(step.ratio * sum(places)), sum(places) - len(places)) > 0
+    for places in own
+  )
