@@ -48,8 +48,8 @@ def table(
   rate: float,
   lesson: Mapping = LESSON,
   *,
-  width: int = 24,
-  num_heads: int = 1,
+  width: int,
+  num_heads: int,
 ) -> dict[str, Rows]:
   """Name -> steps.
 
@@ -138,7 +138,8 @@ def assemble(
   Raises:
     ArgumentError: an unknown word, or a second recipe.
   """
-  known = tuple(table(1, steps, rate))
+  # Sizes change rows and no name.
+  known = tuple(table(1, steps, rate, width=1, num_heads=1))
   words = arg.split(',') if arg else []
   chosen = [word for word in words if word in known]
   if len(chosen) > 1:

@@ -4,6 +4,9 @@ A message has at most five lines: what is wrong, where, what to do. `main`
 prints it without a traceback (unless --debug) and exits with `exit_code`.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
   """Base of all errors that a user can mend; never raised itself."""
@@ -43,3 +46,17 @@ class Preempted(BaseException):
   """
 
   exit_code = 143
+
+
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+  """What mechanisms say of sizes and settings here is the user's to mend.
+
+  Raises:
+    ConfigError: `what`, with the reason of a ValueError (sizes, settings) or
+      NotImplementedError (capabilities) of this context.
+  """
+  try:
+    yield
+  except (ValueError, NotImplementedError) as error:
+    raise ConfigError(f'{what}: {str(error).splitlines()[0]}') from error

@@ -19,7 +19,7 @@ FILES = {
   'compress_lra_text': compress_lra_text,
   'compress_minilm': compress_minilm,
 }
-NAMES = tuple(recipes.table(4, 1, 1.0))
+NAMES = tuple(recipes.table(4, 1, 1.0, width=24, num_heads=1))
 
 
 def load(word='', *overrides, name='compress_lra_text'):

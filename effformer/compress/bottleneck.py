@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 
 from effformer import config as config_lib
+from effformer import errors
 from effformer.compress import tensors
 from effformer.errors import ConfigError
 from effformer.models import build, encoder
@@ -58,14 +59,8 @@ def narrow(
   own = build.layer_configs(config)
   chosen = sorted(set(range(len(own)) if layers is None else layers))
   config = narrowed(config, width, layers, mlp_width=mlp_width)
-  try:
+  with errors.refused(f'the blocks of this model cannot be {width} wide'):
     made = jax.jit(initial(config))(jax.random.key(seed))
-  # What mechanisms say of settings and sizes that do not fit.
-  except (ValueError, NotImplementedError) as error:
-    raise ConfigError(
-      f'the blocks of this model cannot be {width} wide: '
-      f'{str(error).splitlines()[0]}'
-    ) from error
   names = encoder.layer_names(own)
   places = tuple(f'encoder/{names[index]}/' for index in chosen)
   return config, _joined(tensors.flatten(params), tensors.flatten(made), places)

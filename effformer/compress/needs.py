@@ -4,18 +4,17 @@ The config says what the layers are at each step. What takes parameters to know,
 such as which layers are alike, is found by the steps themselves.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import ml_collections
 
-from effformer import attention, pretrained
+from effformer import attention, errors, pretrained
 from effformer.compress import bottleneck, calibrate, depth, inside, recipe
 from effformer.compress.distill import maps, teaching
-from effformer.compress.prune import units
 from effformer.errors import ConfigError
 from effformer.models import build
 from effformer.models.trunk import Trunk
+from effformer.pretrained import swapping
 
 
 def check(
@@ -45,7 +44,8 @@ def check(
         layers = maps.layer_map('kept', len(kept), len(parent.layers), kept)
         teaching.check_inside(step.lesson, student, parent, layers)
         _check_heads(step, has_fewer_heads)
-      has_fewer_heads |= _takes_heads(step, student)
+      if isinstance(step, recipe.Prune):
+        has_fewer_heads |= bool({'head', 'kv_group'} & {*step.units})
     except ConfigError as error:
       name = recipe.name_of(step)
       raise ConfigError(f'step {number}, {name}: {error}') from None
@@ -75,13 +75,8 @@ def _after(step, config):
 
 def _check_settings(config):
   for layer in build.layer_configs(config):
-    try:
+    with errors.refused(swapping.refusal(layer.mixer)):
       attention.build(layer.mixer, **dict(layer.settings))
-    except (ValueError, NotImplementedError) as error:
-      raise ConfigError(
-        f'{layer.mixer} cannot take the place of the attention of this model: '
-        f'{str(error).splitlines()[0]}'
-      ) from error
 
 
 def _check_calibration(step, student):
@@ -102,24 +97,3 @@ def _check_heads(step, has_fewer_heads):
       'heads have left by then, and attention is compared head by head.\n'
       'Leave attention out of the lesson, or train before heads are pruned.'
     )
-
-
-def _takes_heads(step, student) -> bool:
-  """Whether a step takes heads from any layer; see `masks.structured`."""
-  if not isinstance(step, recipe.Prune):
-    return False
-  sizes = {'head': [], 'kv_group': []}
-  for layer in filter(units.has_separate_heads, student.layers):
-    settings = dict(layer.settings)
-    heads = settings['num_heads']
-    groups = settings.get('num_kv_heads') or heads
-    sizes['head'].append(heads)
-    if groups != heads:
-      sizes['kv_group'].append(groups)
-  own = [sizes[kind] for kind in sizes if kind in step.units]
-  if step.within == 'place':
-    own = [[size] for size in itertools.chain(*own)]
-  return any(
-    min(round(step.ratio * sum(places)), sum(places) - len(places)) > 0
-    for places in own
-  )

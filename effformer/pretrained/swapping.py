@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from effformer import attention
+from effformer import attention, errors
 from effformer import config as config_lib
 from effformer.errors import ConfigError
 from effformer.models import build, encoder
@@ -109,14 +109,8 @@ def swap_mixers(
   config = swapped_config(
     config, mechanism, layers, settings=settings, causal=causal
   )
-  try:
+  with errors.refused(refusal(mechanism)):
     made = _flat(jax.jit(initial(config))(jax.random.key(seed)))
-  # What mechanisms say of settings, sizes and capabilities that do not fit.
-  except (ValueError, NotImplementedError) as error:
-    raise ConfigError(
-      f'{mechanism} cannot take the place of the attention of this model: '
-      f'{str(error).splitlines()[0]}'
-    ) from error
   before = _flat(params)
   params = {
     path: before[path]
@@ -162,6 +156,11 @@ def swapped_config(
     row = {name: value for name, value in row.items() if name in stays}
     facts[str(index)] = {**row, 'mixer': mechanism, **settings}
   return config_lib.changed(config, {'model.layers': facts})
+
+
+def refusal(mechanism: str) -> str:
+  """The message that its sizes or settings do not fit."""
+  return f'{mechanism} cannot take the place of the attention of this model'
 
 
 def _flat(params):

@@ -15,6 +15,7 @@ recipes, tasks and seeds stay in the table.
 import argparse
 import pathlib
 import sys
+from typing import NamedTuple
 
 from effformer import config as config_lib
 from effformer import errors
@@ -23,24 +24,40 @@ from effformer.train import preemption, screen, session
 from experiments import table
 
 _ALL = {'data.test_examples': 0, 'data.validation_examples': 0}
-# Name -> config, files, settings of its runs, and steps of a training in a
-# recipe.
+
+
+class Setup(NamedTuple):
+  """How a task is run.
+
+  Attributes:
+    config: file of configs/, and word of compress_minilm.
+    files: what names of its files begin with.
+    settings: of its runs.
+    steps: of a training in a recipe.
+  """
+
+  config: str
+  files: str
+  settings: dict[str, object]
+  steps: int
+
+
 TASKS = {
-  'sst2': (
+  'sst2': Setup(
     'sentence',
     'glue_sst2',
     {**_ALL, 'data.max_length': 48, 'train.num_steps': 600},
     300,
   ),
-  'mrpc': ('pair', 'mrpc', {**_ALL, 'train.num_steps': 400}, 200),
-  'stsb': (
+  'mrpc': Setup('pair', 'mrpc', {**_ALL, 'train.num_steps': 400}, 200),
+  'stsb': Setup(
     'similarity',
     'stsb',
     {**_ALL, 'train.num_steps': 0, 'train.warmup_steps': 0},
     300,
   ),
   # Long texts, of which the first 512 subwords are read.
-  'imdb': (
+  'imdb': Setup(
     'sentence',
     'imdb',
     {
@@ -64,10 +81,9 @@ _QUALITY = (
 
 def keys(folder: pathlib.Path, task: str) -> dict[str, object]:
   """The files of a task and what else its runs have."""
-  _, name, settings, _ = TASKS[task]
-  found = dict(settings)
+  found = dict(TASKS[task].settings)
   for split in ('train', 'validation', 'test'):
-    paths = sorted(folder.glob(f'{name}_{split}.*'))
+    paths = sorted(folder.glob(f'{TASKS[task].files}_{split}.*'))
     if paths:
       found[f'data.{split}'] = str(paths[0])
   return found
@@ -82,11 +98,12 @@ def compress(
   stop: preemption.Stop,
 ) -> list[dict]:
   """The rows of one compression."""
-  path = f'{_ROOT}/configs/compress_minilm.py:{recipe},{TASKS[task][0]},quick'
+  setup = TASKS[task]
+  path = f'{_ROOT}/configs/compress_minilm.py:{recipe},{setup.config},quick'
   steps = config_lib.load(path, {})[0].compress.steps
   more = {
     **{
-      f'compress.steps.{number}.steps': options.steps or TASKS[task][-1]
+      f'compress.steps.{number}.steps': options.steps or setup.steps
       for number, row in steps.items()
       if row.do == 'train'
     },
@@ -144,7 +161,7 @@ def main() -> int:
     for task in options.tasks.split(','):
       parent = options.workdir / f'{task}_parent'
       config, _ = config_lib.load(
-        f'{_ROOT}/configs/{TASKS[task][0]}.py:full,quick',
+        f'{_ROOT}/configs/{TASKS[task].config}.py:full,quick',
         keys(options.data, task),
       )
       session.train(config, str(parent), stop, screen.Screen())

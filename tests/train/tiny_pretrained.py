@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
+from configs import published
 from effformer import config as config_lib
 from tests.pretrained.golden_test import folder_of
 from tests.subwords import save_tokenizer
@@ -13,16 +14,18 @@ from tests.train.tiny_run import tiny_config
 # With the special tokens, the 31 of the tiny model.
 WORDS = tuple(f'w{number}' for number in range(27))
 LENGTH = 7
-# What config.json says of it.
+# What config.json says of it: as of the published one, but for names and sizes.
 FACTS = {
+  **{
+    name: value
+    for name, value in published.MINILM_L6.items()
+    if name
+    not in (
+      *('model.pretrained', 'data.tokenizer', 'model.pooling', 'model.width'),
+      *('model.num_heads', 'model.mlp_width'),
+    )
+  },
   'model.num_layers': 2,
-  'model.activation': 'gelu_exact',
-  'model.position': 'learned',
-  'model.token_types': 2,
-  'model.embedding_norm': True,
-  'model.norm_order': 'post',
-  'model.norm_epsilon': 1e-12,
-  'model.attention_bias': True,
 }
 
 

@@ -156,14 +156,6 @@ def in_block(
   }
 
 
-def has_separate_heads(layer: LayerConfig) -> bool:
-  """Whether heads of a layer can leave one by one."""
-  settings = dict(layer.settings)
-  if layer.mixer not in SEPARATE_HEADS or settings.get('split_heads'):
-    return False
-  return settings.get('relative_bias') != 'alibi'
-
-
 def kind_of(name: str) -> str:
   """The kind of the units of a name."""
   return name.rpartition(':')[2] if ':' in name else 'weight'
@@ -301,7 +293,10 @@ def _block(flat, norm_order):
 
 def _num_heads(flat, layer):
   """Heads of queries, and of keys and values; None if they cannot leave."""
-  if not has_separate_heads(layer):
+  settings = dict(layer.settings)
+  if layer.mixer not in SEPARATE_HEADS or settings.get('split_heads'):
+    return None
+  if settings.get('relative_bias') == 'alibi':
     return None
   return tuple(
     _named(flat, f'/mixer/{name}/kernel')[1][1] for name in ('query', 'key')
