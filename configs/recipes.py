@@ -69,6 +69,12 @@ def table(
     'int4-gptq': [{'do': 'round', 'bits': 4, **_TILES, 'method': 'gptq'}],
     # As many bytes as 4 bits everywhere, with a scale for 32 of them.
     'mixed-bits': [{'do': 'choose_bits', 'budget': 5 / 32}],
+    # Half of the time, then 7 bits for 32, scales among them.
+    'auto': [
+      {'do': 'choose_units', 'budget': 0.5},
+      train,
+      {'do': 'choose_bits', 'budget': 7 / 32},
+    ],
     'half-depth-kd': [{'do': 'drop_layers', 'keep': keep}, train, _INT8],
     'slim-kd': [
       {'do': 'prune', 'units': ('head', 'mlp'), 'ratio': 0.5},

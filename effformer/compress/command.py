@@ -4,6 +4,7 @@
     WORKDIR/parent             the run of the parent, unless another is given
     WORKDIR/recipe             what the steps left, see `pipeline`
     WORKDIR/controls/NAME      the same of each control
+    WORKDIR/latencies.json     times of parts of layers, for `choose_units`
     WORKDIR/model              the compressed model (`artefact`)
     WORKDIR/data.json          names of the classes, for --mode=predict
     WORKDIR/compression.json   sizes, quality, speed
@@ -32,7 +33,7 @@ from effformer.compress import (
   speed,
   step_kinds,
 )
-from effformer.compress.steps import Parent
+from effformer.compress.places import Parent
 from effformer.train import (
   identity,
   prediction,
@@ -90,7 +91,14 @@ def compress(
       session.train(plain, parent_path, stop, console)
     parent = pipeline.parent_of(plain, parent_path, stop, console)
     parent = _seeded(parent, config.compress.seed)
-    small = pipeline.run(parent, rows, folder / 'recipe', stop, console)
+    small = pipeline.run(
+      parent,
+      rows,
+      folder / 'recipe',
+      stop,
+      console,
+      times=folder / pipeline.TIMES,
+    )
     identity.write_data(folder, parent.task.dataset)
     artefact.save(small, folder / MODEL)
     others = _controls(config, rows, parent, folder, stop, console)
@@ -184,7 +192,8 @@ def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
   no_teacher   students learn from labels alone, for as many steps
   random       units are chosen at random, as many
   nearest      codes are the nearest ones, of as many bits
-  uniform      codes are of the same bits everywhere, within the budget
+  uniform      codes are of the same bits everywhere, within the budget; of
+               each layer the same share of units leaves
   """
   rows, replace = tuple(rows), dataclasses.replace
   changes = {
@@ -192,16 +201,12 @@ def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
       recipe.Train,
       lambda s: replace(s, lesson=step_kinds.LABELS),
     ),
-    # Of these, batches are read no more.
-    'random': (
-      recipe.Prune,
-      lambda s: replace(s, score='random', batches=recipe.Prune.batches),
-    ),
+    'random': (recipe.Prune | recipe.ChooseUnits, _at_random),
     'nearest': (
       recipe.Round,
       lambda s: replace(s, method='nearest', batches=recipe.Round.batches),
     ),
-    'uniform': (recipe.ChooseBits, lambda s: s.uniform),
+    'uniform': (recipe.ChooseBits | recipe.ChooseUnits, lambda s: s.uniform),
   }
   found = {
     'untrained': tuple(s for s in rows if not isinstance(s, recipe.Train)),
@@ -213,6 +218,13 @@ def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
   return {name: own for name, own in found.items() if own and own != rows}
 
 
+def _at_random(step):
+  is_prune = isinstance(step, recipe.Prune)
+  # Of `prune`, batches are read no more.
+  batches = recipe.Prune.batches if is_prune else step.batches
+  return dataclasses.replace(step, score='random', batches=batches)
+
+
 def _controls(config, rows, parent, folder, stop, console):
   """Name -> the model of each control."""
   found = {}
@@ -220,5 +232,7 @@ def _controls(config, rows, parent, folder, stop, console):
     for name, other in controls(rows).items():
       console.say(f'control: {name}')
       place = folder / 'controls' / name
-      found[name] = pipeline.run(parent, other, place, stop, console)
+      found[name] = pipeline.run(
+        parent, other, place, stop, console, times=folder / pipeline.TIMES
+      )
   return found

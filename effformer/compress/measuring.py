@@ -9,18 +9,19 @@ import ml_collections
 from effformer import durable, errors
 from effformer.compress import (
   artefact,
+  choices,
   latency_table,
   outputs,
   pipeline,
+  places,
   quality,
   recipe,
   sizes,
   speed,
-  steps,
   tensors,
 )
 from effformer.compress.artefact import Compressed
-from effformer.compress.steps import Parent
+from effformer.compress.places import Parent
 from effformer.compress.tensors import QTensor
 from effformer.models import build, encoder
 from effformer.train import identity, preemption, result, screen
@@ -85,7 +86,7 @@ def measure(
     'floors': parent.task.floors(),
     'models': found,
     'plan': plan(models[final]),
-    'search': search(rows, folder),
+    'searches': searches(rows, folder),
     'speed': times,
     'device': result.device(),
     'machine': latency_table.machine(),
@@ -99,7 +100,7 @@ def _beside(models, parent, check, console):
   before = None
   for name, model in models.items():
     with console.heartbeat(f'testing {name}'):
-      task = steps.task_of(model, parent)
+      task = places.task_of(model, parent)
       after, label_N = outputs.of_split(model, task, 'test', check)
     before = after if before is None else before
     yield {
@@ -118,15 +119,15 @@ def _timed(parent, small):
   return timed
 
 
-def search(
+def searches(
   rows: Sequence[recipe.Step], folder: pathlib.Path
-) -> dict[str, Any] | None:
-  """What the policy has tried, see `steps`; None where it chose nothing."""
-  for place in pipeline.folders(rows, folder):
-    found = durable.read_json(place / steps.SEARCH)
-    if found is not None:
-      return found
-  return None
+) -> list[dict[str, Any]]:
+  """What the policy has tried, see `choices`, in each step that left it one."""
+  found = [
+    durable.read_json(place / choices.SEARCH)
+    for place in pipeline.folders(rows, folder)
+  ]
+  return [own for own in found if own is not None]
 
 
 def plan(model: Compressed) -> list[dict[str, Any]]:

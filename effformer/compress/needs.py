@@ -44,7 +44,7 @@ def check(
         layers = maps.layer_map('kept', len(kept), len(parent.layers), kept)
         teaching.check_inside(step.lesson, student, parent, layers)
         _check_heads(step, has_fewer_heads)
-      if isinstance(step, recipe.Prune):
+      if isinstance(step, recipe.Prune | recipe.ChooseUnits):
         has_fewer_heads |= bool({'head', 'kv_group'} & {*step.units})
     except ConfigError as error:
       name = recipe.name_of(step)

@@ -7,6 +7,7 @@ was, and ends in the same bytes. Nothing is chosen by the test split.
     FOLDER/recipe.json        the recipe, and a digest of the parent
     FOLDER/step_0_train/run   the run of a training step
     FOLDER/step_0_train       the model after it (`artefact`)
+    FOLDER/latencies.json     milliseconds that a `choose_units` went by
 """
 
 import dataclasses
@@ -19,12 +20,13 @@ import jax
 import ml_collections
 
 from effformer import durable, errors, tasks
-from effformer.compress import artefact, recipe, steps
+from effformer.compress import artefact, choices, recipe, steps
 from effformer.compress.artefact import Compressed
-from effformer.compress.steps import Parent, Place
+from effformer.compress.places import Parent, Place
 from effformer.models import classifier, embedder
 from effformer.train import prediction, preemption, screen, state, workdir
 
+TIMES = 'latencies.json'
 _KINDS = {
   classifier.Classifier: 'classifier',
   classifier.PairClassifier: 'pair_classifier',
@@ -75,6 +77,8 @@ def run(
   folder: str | pathlib.Path,
   stop: preemption.Stop,
   console: screen.Screen,
+  *,
+  times: pathlib.Path | None = None,
 ) -> Compressed:
   """The model after all steps, from where an earlier call stopped.
 
@@ -84,6 +88,8 @@ def run(
     folder: of this recipe and parent alone.
     stop: the signals.
     console: what people see.
+    times: of parts of layers on this device, see `choices.choose_units`; None
+      for a file in the folder. Recipes that are compared should share it.
 
   Raises:
     ConfigError: a step does not fit the model.
@@ -92,6 +98,7 @@ def run(
     Preempted: asked to stop.
   """
   folder, rows = pathlib.Path(folder), tuple(rows)
+  times = times or folder / TIMES
   recipe.check_order(rows)
   done = [recipe.row_of(step) for step in rows]
   _bind(folder, done, parent.model.parent_sha256)
@@ -104,7 +111,7 @@ def run(
       console.say(f'step {number}, {recipe.name_of(step)}: done before')
     else:
       console.say(f'step {number}: {recipe.name_of(step)}')
-      place = Place(parent, rows, stop, console, kept, own)
+      place = Place(parent, rows, stop, console, kept, own, times)
       current = steps.CARRY[type(step)](step, current, place)
       current = current._replace(steps=tuple(done[: number + 1]))
       size = artefact.save(current, own)
@@ -112,6 +119,8 @@ def run(
       console.say(f'  {count:,} parameters, {size:,} bytes on disk')
     if isinstance(step, recipe.DropLayers):
       kept = tuple(kept[index] for index in step.keep)
+    elif isinstance(step, recipe.ChooseUnits):
+      kept = tuple(kept[index] for index in choices.kept_layers(own))
   return current
 
 

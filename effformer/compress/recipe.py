@@ -25,6 +25,7 @@ from effformer.compress.distill.teaching import Lesson
 from effformer.compress.step_kinds import (
   Bottleneck,
   ChooseBits,
+  ChooseUnits,
   DropLayers,
   Factorise,
   Prune,
@@ -46,6 +47,7 @@ Step = (
   | Simplify
   | Prune
   | Factorise
+  | ChooseUnits
   | Train
   | Round
   | ChooseBits
@@ -59,6 +61,7 @@ STEPS: dict[str, type] = {
   'simplify': Simplify,
   'prune': Prune,
   'factorise': Factorise,
+  'choose_units': ChooseUnits,
   'train': Train,
   'round': Round,
   'choose_bits': ChooseBits,

@@ -145,15 +145,66 @@ class Prune:
   batches: int = 8
 
   def __post_init__(self):
-    known = {'head', 'kv_group', 'mlp'}
-    if not self.units or not set(self.units) <= known:
-      refuse(f'prune: units={self.units} have to be of {sorted(known)}')
+    _units('prune', self.units)
     if not 0 < self.ratio < 1:
       refuse(f'prune: ratio={self.ratio} has to be above 0 and below 1')
     _one_of('prune', 'score', self.score, SCORES)
     _one_of('prune', 'within', self.within, ('place', 'model'))
     is_read = self.score in ('saliency', 'taylor')
     _batches('prune', self, is_read, "score='saliency' or 'taylor'")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChooseUnits:
+  """Heads, columns and layers leave, so many of each layer as `policy` chooses.
+
+  Attributes:
+    budget: of the milliseconds of all blocks on this device, as a share of
+      those of the model before.
+    units: as of `Prune`.
+    shares: of the units of a layer that may stay, beside all.
+    drops_layers: whether whole layers may leave.
+    score: one of `SCORES`; the units of the highest stay.
+    batch, length: rows that are timed, and ids of each; length 0 for
+      data.max_length.
+    tolerance, max_trials: as of `ChooseBits`.
+    batches: of the train split: so many score units, the next so many choose.
+  """
+
+  rank: ClassVar[int] = 1
+  COST: ClassVar[str] = 'milliseconds'
+  budget: float
+  units: tuple[str, ...] = ('head', 'mlp')
+  shares: tuple[float, ...] = (0.75, 0.5, 0.25)
+  drops_layers: bool = True
+  score: str = 'taylor'
+  batch: int = 1
+  length: int = 0
+  tolerance: float = 0.0
+  batches: int = 8
+  max_trials: int = 10
+
+  def __post_init__(self):
+    _units('choose_units', self.units)
+    _one_of('choose_units', 'score', self.score, SCORES)
+    _searched('choose_units', self, ('batch', 'batches', 'max_trials'))
+    if self.length < 0:
+      refuse(f'choose_units: length={self.length} has to be at least 0')
+    if not self.shares or not all(0 < share < 1 for share in self.shares):
+      refuse(
+        f'choose_units: shares={self.shares} have to be above 0 and below 1'
+      )
+
+  @property
+  def uniform(self) -> Prune:
+    """The control: the same share of units leaves everywhere."""
+    is_read = self.score in ('saliency', 'taylor')
+    return Prune(
+      self.units,
+      1 - self.budget,
+      score=self.score,
+      batches=self.batches if is_read else Prune.batches,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +299,7 @@ class ChooseBits:
   """
 
   rank: ClassVar[int] = 2
+  COST: ClassVar[str] = 'bytes'
   budget: float
   choices: tuple[int, ...] = (8, 6, 5, 4, 3, 2)
   tile: int = 32
@@ -258,12 +310,7 @@ class ChooseBits:
 
   def __post_init__(self):
     _one_of('choose_bits', 'method', self.method, METHODS[:2])
-    for name in ('tile', 'batches', 'max_trials'):
-      _at_least_one('choose_bits', name, getattr(self, name))
-    if not 0 < self.budget < 1:
-      refuse(f'choose_bits: budget={self.budget} has to be above 0 and below 1')
-    if not self.tolerance >= 0:
-      refuse(f'choose_bits: tolerance={self.tolerance} has to be at least 0')
+    _searched('choose_bits', self, ('tile', 'batches', 'max_trials'))
     if not self.choices or not {*self.choices} <= set(range(2, 9)):
       refuse(f'choose_bits: choices={self.choices} have to be of 2 to 8')
 
@@ -291,6 +338,21 @@ class ChooseBits:
       method=self.method,
       batches=Round.batches if self.method == 'nearest' else self.batches,
     )
+
+
+def _units(name, units):
+  known = {'head', 'kv_group', 'mlp'}
+  if not units or not set(units) <= known:
+    refuse(f'{name}: units={units} have to be of {sorted(known)}')
+
+
+def _searched(name, step, counts):
+  for key in counts:
+    _at_least_one(name, key, getattr(step, key))
+  if not 0 < step.budget < 1:
+    refuse(f'{name}: budget={step.budget} has to be above 0 and below 1')
+  if not step.tolerance >= 0:
+    refuse(f'{name}: tolerance={step.tolerance} has to be at least 0')
 
 
 def _one_of(name, key, value, known):

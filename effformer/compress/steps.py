@@ -2,28 +2,21 @@
 
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy.special import rel_entr
 
 from effformer import config as config_lib
-from effformer import durable, tasks
 from effformer.compress import (
   affine,
   awq,
-  bits,
   bottleneck,
-  calibrate,
+  choices,
   depth,
   fold,
   gptq,
   low_rank,
-  outputs,
-  policy,
+  places,
   qat,
   recipe,
   share,
@@ -36,54 +29,10 @@ from effformer.compress.artefact import Compressed
 from effformer.compress.distill import maps, teaching
 from effformer.compress.prune import masks, scores, units
 from effformer.pretrained import swap_mixers
-from effformer.tasks.task import Task
-from effformer.train import prediction, preemption, screen, session, starting
+from effformer.train import prediction, session, starting
 
-# What a policy tried, in the folder of its step.
-SEARCH = 'search.json'
 # A training step warms up over this share of its steps.
 _WARMUP = 0.1
-
-
-class Parent(NamedTuple):
-  """What is compressed.
-
-  Attributes:
-    model: its config is that of the run, with data and training.
-    task: of the run.
-  """
-
-  model: Compressed
-  task: Task
-
-
-class Place(NamedTuple):
-  """Where a step is carried out.
-
-  Attributes:
-    parent: the teacher.
-    steps: the whole recipe.
-    stop: the signals.
-    console: what people see.
-    kept: layers of the parent that are left.
-    folder: of the step.
-  """
-
-  parent: Parent
-  steps: tuple[recipe.Step, ...]
-  stop: preemption.Stop
-  console: screen.Screen
-  kept: tuple[int, ...]
-  folder: pathlib.Path
-
-
-# The model after the step.
-Carry = Callable[[recipe.Step, Compressed, Place], Compressed]
-
-
-def task_of(model: Compressed, parent: Parent) -> Task:
-  """The task with the network of a model, on the data that are loaded."""
-  return tasks.make(model.config, parent.task.dataset)
 
 
 def _drop(step, model, place) -> Compressed:
@@ -95,7 +44,7 @@ def _initial(model, place):
   """Config -> key -> parameters, of a model for the same task."""
 
   def initial(config):
-    return task_of(model._replace(config=config), place.parent).init
+    return places.task_of(model._replace(config=config), place.parent).init
 
   return initial
 
@@ -140,8 +89,8 @@ def _share(step, model, place) -> Compressed:
 def _simplify(step, model, place) -> Compressed:
   config, params, lines = model.config, model.params, None
   if step.norm == 'affine':
-    task = task_of(model, place.parent)
-    rows = _rows(task, model, step.batches)
+    task = places.task_of(model, place.parent)
+    rows = places.rows(task, model, step.batches)
     lines = affine.fit(task.model, params, rows)
   if step.norm:
     config, params = simplify.swap_norm(config, params, step.norm, lines)
@@ -162,7 +111,7 @@ def _factorise(step, model, place) -> Compressed:
     ranks[low_rank.EMBEDDING] = low_rank.rank_for(*table_YD.shape, step.share)
   moments = None
   if 'mlp' in step.parts:
-    moments = _moments(model, step.batches, place)
+    moments = places.moments(model, step.batches, place)
   config, params = low_rank.factorise(
     model.config, model.params, ranks, moments=moments
   )
@@ -171,20 +120,7 @@ def _factorise(step, model, place) -> Compressed:
 
 def _prune(step, model, place) -> Compressed:
   found = units.of(model.config, model.params, step.units)
-  if step.score == 'magnitude':
-    score = scores.magnitude(model.params, found)
-  elif step.score == 'random':
-    key = jax.random.key(model.config.seed)
-    score = scores.random(key, found)
-  else:
-    task = task_of(model, place.parent)
-
-    def loss(params, batch):
-      return task.measure(params, batch)['loss'].mean()
-
-    measure = {'saliency': scores.saliency, 'taylor': scores.taylor}
-    batches = outputs.first_batches(task, model.config, step.batches)
-    score = measure[step.score](loss, model.params, batches, found)
+  score = places.unit_scores(step, model, place, found)
   if step.within == 'model':
     score = scores.normalised(score)
   chosen = masks.structured(score, step.ratio, step.within)
@@ -252,7 +188,7 @@ def _round(step, model, place) -> Compressed:
   plan = tensors.uniform_plan(params, step.grid, tables=step.table_grid)
   if step.method == 'nearest':
     return model._replace(params=tensors.quantise(params, plan))
-  moments = _moments(model, step.batches, place)
+  moments = places.moments(model, step.batches, place)
   if step.method == 'gptq':
     return model._replace(params=gptq.quantise(params, plan, moments))
   if step.method == 'awq':
@@ -263,88 +199,7 @@ def _round(step, model, place) -> Compressed:
   return model._replace(params=tensors.quantise(params, plan, factors=left))
 
 
-def _moments(model, batches, place):
-  task = task_of(model, place.parent)
-  rows = _rows(task, model, batches)
-  return calibrate.collect(task.model, model.params, rows)
-
-
-def _rows(task, model, number):
-  for batch in outputs.first_batches(task, model.config, number):
-    yield outputs.rows(task, batch)
-
-
-def _choose_bits(step, model, place) -> Compressed:
-  params, task = model.params, task_of(model, place.parent)
-  if step.method == 'gptq':
-    moments = _moments(model, step.batches, place)
-    quantise = functools.partial(gptq.quantise, moments=moments)
-  else:
-    quantise = tensors.quantise
-  # Others than those that calibrate.
-  batches = [
-    *outputs.first_batches(task, model.config, step.batches, step.batches)
-  ]
-  run = outputs.function(model, task)
-  before = np.concatenate([np.asarray(run(params, b)) for b in batches])
-
-  def loss(rounded) -> float:
-    numbers = tensors.dequantise(rounded)
-    after = np.concatenate([np.asarray(run(numbers, b)) for b in batches])
-    return distance(before, after)
-
-  groups, grids = bits.groups(params), step.grids
-  number = sum(_size(params, paths) for paths in groups.values())
-  with place.console.heartbeat('measuring groups of matrices one by one'):
-    options = bits.options(params, groups, grids, loss, quantise=quantise)
-
-  def rounded(plan):
-    return quantise(params, bits.plan_of(groups, plan, grids))
-
-  with place.console.heartbeat('measuring whole plans'):
-    found = policy.search(
-      options,
-      lambda plan: -loss(rounded(plan)),
-      step.budget * 4 * number,
-      floor=-step.tolerance if step.tolerance else -np.inf,
-      max_trials=step.max_trials,
-    )
-  place.console.say(
-    f'  {found.why}; its loss is {-found.best.score:.3g}, of '
-    f'{step.budget:.3g} of the bytes'
-  )
-  facts = {
-    'why': found.why,
-    'is_reached': found.is_reached,
-    'best': found.best._asdict(),
-    'frontier': [measured._asdict() for measured in found.frontier],
-    'tried': [measured._asdict() for measured in found.tried],
-    'options': {
-      name: [option._asdict() for option in row]
-      for name, row in options.items()
-    },
-  }
-  place.folder.mkdir(parents=True, exist_ok=True)
-  durable.replace(
-    place.folder / SEARCH, durable.dumps(facts, indent=1).encode()
-  )
-  return model._replace(params=rounded(found.best.plan))
-
-
-def _size(params, paths) -> int:
-  """How many numbers stand at these paths."""
-  flat = tensors.flatten(params)
-  return sum(np.size(flat[path]) for path in paths)
-
-
-def distance(before: np.ndarray, after: np.ndarray) -> float:
-  """Of outputs: mean KL of classes, in nats; of unit vectors 1 - cosine."""
-  if before.ndim == 3:
-    return float(1 - (before * after).sum(axis=-1).mean())
-  return float(rel_entr(before, np.maximum(after, 1e-30)).sum(axis=-1).mean())
-
-
-CARRY: dict[type, Carry] = {
+CARRY: dict[type, places.Carry] = {
   recipe.DropLayers: _drop,
   recipe.Swap: _swap,
   recipe.Bottleneck: _bottleneck,
@@ -354,5 +209,6 @@ CARRY: dict[type, Carry] = {
   recipe.Factorise: _factorise,
   recipe.Train: _train,
   recipe.Round: _round,
-  recipe.ChooseBits: _choose_bits,
+  recipe.ChooseUnits: choices.choose_units,
+  recipe.ChooseBits: choices.choose_bits,
 }

@@ -80,7 +80,7 @@ def candidates(
         'one.\nHeads that share keys and values leave as kv_group.'
       )
   found = {}
-  for place in dict.fromkeys(_of_layers(config)):
+  for place in dict.fromkeys(of_layers(config)):
     choices = []
     for kind, own in shares.items():
       if f'{place}:{kind}' in units:
@@ -149,15 +149,15 @@ def costs(
   }
   parts = {}
   for place, rows in candidates.items():
-    numbers = [i for i, own in enumerate(_of_layers(config)) if own == place]
+    numbers = [i for i, own in enumerate(of_layers(config)) if own == place]
     for name, row in rows.items():
       parts[place, name] = []
       if 'layer' in row:
         continue
       masks = masks_of(candidates, {place: name}, any_scores)
       own, _ = shrink.shrink(config, params, masks)
-      of_layers = latency_table.parts(own, batch, length, causal=causal)
-      parts[place, name] = sum((of_layers[i] for i in numbers), ())
+      timed = latency_table.parts(own, batch, length, causal=causal)
+      parts[place, name] = sum((timed[i] for i in numbers), ())
   table = latency_table.table(
     itertools.chain(*parts.values()), path, measure=measure
   )
@@ -216,7 +216,7 @@ def options(
 
 
 def _without(config, params, place, loss):
-  rest = config.model.num_layers - _of_layers(config).count(place)
+  rest = config.model.num_layers - of_layers(config).count(place)
   if rest < _least(config):
     # It has to stay, whatever the loss.
     return np.inf
@@ -229,7 +229,7 @@ def _that_stay(config, losses):
   ranked = sorted(
     losses, key=lambda place: losses[place].get(NONE, np.inf), reverse=True
   )
-  numbers, found, count = _of_layers(config), set(), 0
+  numbers, found, count = of_layers(config), set(), 0
   for place in ranked:
     if count >= _least(config):
       break
@@ -243,7 +243,7 @@ def _least(config):
   return len(config.mixer.name.split('+'))
 
 
-def _of_layers(config):
+def of_layers(config: ml_collections.ConfigDict) -> list[str]:
   """The place of each layer."""
   names = encoder.layer_names(build.layer_configs(config))
   return [f'encoder/{name}' for name in names]

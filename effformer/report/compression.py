@@ -3,7 +3,6 @@
 From the files compression.json that `--mode=compress` writes.
 """
 
-import collections
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from effformer import durable
 from effformer.errors import ConfigError
-from effformer.report import document, found, frontiers, plots
+from effformer.report import document, found, frontiers, plots, searches
 from effformer.report.document import Block, Heading, Table, Text
 from effformer.train import workdir
 
@@ -20,7 +19,7 @@ _NEEDED = {
   *('task', 'recipe', 'final', 'models', 'speed', 'plan', 'device', 'steps'),
   *('seed', 'stand_in', 'origin', 'versions', 'commit', 'overridden'),
   *('parent_sha256', 'examples', 'floors', 'floor_score'),
-  *('search', 'machine'),
+  *('searches', 'machine'),
 }
 
 
@@ -93,43 +92,7 @@ def _section(one) -> list[Block]:
       ('part', 'what it is', 'bits'),
       [(row['part'], row['shape'], row['bits']) for row in one['plan']],
     ),
-    *_search(one['search']),
-  ]
-
-
-def _search(found) -> list[Block]:
-  if found is None:
-    return []
-  frontier = []
-  for row in found['frontier']:
-    counts = collections.Counter(row['plan'].values())
-    bits = ', '.join(f'{name}: {counts[name]}' for name in sorted(counts))
-    is_best = row['cost'] == found['best']['cost']
-    frontier.append(
-      [
-        f'{row["cost"] / 1e6:.2f}',
-        f'{-row["score"]:.3g}',
-        f'{row["predicted"]:.3g}',
-        f'{bits}{" (chosen)" * is_best}',
-      ]
-    )
-  names = [option['name'] for option in next(iter(found['options'].values()))]
-  return [
-    Heading('Choice of bits', 3),
-    Text(
-      f'{found["why"]}. Losses are the mean KL to the parent in nats, of '
-      'vectors 1 - cosine, on batches of the train split. First the plans that '
-      'no other plan beats in both, then each group with an option alone, all '
-      'others as they were.'
-    ),
-    Table(('MB', 'loss', 'predicted', 'bits: groups'), frontier),
-    Table(
-      ('group', *(f'{name} bits' for name in names)),
-      [
-        (group, *(f'{option["loss"]:.2g}' for option in row))
-        for group, row in found['options'].items()
-      ],
-    ),
+    *(block for own in one['searches'] for block in searches.blocks(own)),
   ]
 
 

@@ -11,7 +11,7 @@ from effformer import config as config_lib
 from effformer import config_check, errors, tasks
 from effformer.compress import bottleneck, pipeline, recipe, tensors
 from effformer.compress.artefact import Compressed
-from effformer.compress.steps import Parent
+from effformer.compress.places import Parent
 from effformer.errors import ConfigError
 from effformer.models import build
 from effformer.train import preemption

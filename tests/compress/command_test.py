@@ -221,7 +221,7 @@ def test_what_is_measured(finished):
   assert score['score'] == pytest.approx(trained['test']['accuracy'])
   assert rows['2: round']['quality']['kl'] > 0
   assert found['examples'] == 7
-  assert found['search'] is None
+  assert found['searches'] == []
   assert found['machine'] == latency_table.machine()
   assert found['floors'] == parent['floors']
   assert found['steps'][2] == {

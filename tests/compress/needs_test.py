@@ -110,6 +110,15 @@ def test_attention_needs_the_heads_of_the_teacher(units):
     check([prune, attention])
 
 
+@pytest.mark.parametrize('units', [['head'], ['mlp', 'kv_group']])
+def test_the_policy_may_take_heads(units):
+  choose = {'do': 'choose_units', 'budget': 0.5, 'units': units}
+  check([{**choose, 'units': ['mlp']}, taught(attention=1.0)])
+  check([choose, taught(states=1.0)])
+  with pytest.raises(ConfigError, match='step 1, train: heads have left'):
+    check([choose, taught(attention=1.0)])
+
+
 def test_swapped_heads_are_counted():
   swap = {'do': 'swap', 'mechanism': 'local', 'settings': {'num_heads': 2}}
   with pytest.raises(ConfigError, match='layer 0 has 2 heads'):

@@ -11,6 +11,7 @@ from effformer.compress.distill.teaching import Lesson
 from effformer.compress.grid import Grid
 from effformer.errors import ConfigError
 
+UNITS = {'do': 'choose_units', 'budget': 0.5}
 ROWS = [
   {'do': 'drop_layers', 'keep': [0, 2]},
   {'do': 'train', 'steps': 3, 'learning_rate': 1, 'lesson': {'states': 2}},
@@ -121,6 +122,15 @@ def test_steps_may_come_again():
     ({'do': 'factorise', 'share': 0.5, 'parts': []}, 'parts='),
     ({'do': 'swap', 'mechanism': 'local', 'settings': 3}, 'values by name'),
     ({'do': 'choose_bits', 'budget': 1}, 'budget=1.0 has to be above 0'),
+    ({'do': 'choose_units', 'budget': 1}, 'choose_units: budget=1.0 has to'),
+    ({**UNITS, 'units': ['layer']}, r"units=\('layer',\) have to be of"),
+    ({**UNITS, 'shares': [1.0]}, r'shares=\(1.0,\) have to be above 0'),
+    ({**UNITS, 'shares': []}, r'shares=\(\) have to be'),
+    ({**UNITS, 'score': 'wanda'}, "score='wanda' has to be one of"),
+    ({**UNITS, 'length': -1}, 'length=-1 has to be at least 0'),
+    ({**UNITS, 'batch': 0}, 'batch=0 has to be at least 1'),
+    ({**UNITS, 'max_trials': 0}, 'max_trials=0 has to be at least 1'),
+    ({**UNITS, 'tolerance': -0.5}, 'tolerance=-0.5 has to be at least 0'),
     ({'do': 'choose_bits', 'budget': 0.1, 'choices': [9]}, r'choices=\(9,\)'),
     ({'do': 'choose_bits', 'budget': 0.1, 'choices': []}, r'choices=\(\)'),
     ({'do': 'choose_bits', 'budget': 0.1, 'tolerance': -1}, 'tolerance=-1.0'),

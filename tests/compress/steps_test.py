@@ -1,4 +1,4 @@
-"""Single steps on an untrained model: swap, bits, rounded training."""
+"""Single steps on an untrained model: swap, rounded training."""
 
 import json
 
@@ -9,52 +9,21 @@ import pytest
 from effformer import config as config_lib
 from effformer import data, errors, pretrained, tasks
 from effformer.compress import (
-  bits,
-  measuring,
   outputs,
+  places,
   recipe,
   steps,
   tensors,
 )
 from effformer.compress.artefact import Compressed
-from effformer.compress.tensors import QTensor
-from effformer.train import preemption
-from tests import slow
+from tests.compress.single_steps import carry, untrained
 from tests.train.tiny_pretrained import LENGTH
-from tests.train.tiny_run import quiet_screen, tiny_config, write_examples
 from tests.train.tiny_similarity import similarity_config
 
 
 @pytest.fixture(scope='module')
 def parent(tmp_path_factory):
-  config = tiny_config(
-    'full',
-    **write_examples(
-      tmp_path_factory.mktemp('data'), train=40, validation=21, test=7
-    ),
-    model__num_layers=2,
-    model__dropout=0.0,
-    train__batch_size=8,
-    train__eval_batch_size=8,
-    train__eval_every_steps=1,
-  )
-  config = config_lib.changed(
-    config, {'model.layers': {'1': {'mlp_width': 7, 'num_heads': 2}}}
-  )
-  task = tasks.make(config)
-  params = jax.device_get(jax.jit(task.init)(jax.random.key(1)))
-  model = Compressed(config, 'classifier', 257, 2, False, params, '0' * 64)
-  return steps.Parent(model, task)
-
-
-def carry(parent, folder, *rows, model=None):
-  """The model after the first of the steps, and what was printed."""
-  found, console = recipe.read(rows), quiet_screen()
-  place = steps.Place(parent, found, preemption.Stop(), console, (0, 1), folder)
-  model = model or parent.model
-  act = steps.CARRY[type(found[0])]
-  after = act(found[0], model, place)
-  return after, console.console.file.getvalue()
+  return untrained(tmp_path_factory.mktemp('data'))
 
 
 def flat(params):
@@ -84,7 +53,7 @@ def test_another_attention_in_one_layer(parent, tmp_path):
   made = {*new} - {*old}
   assert f'{len(kept)} parameters of attention stay, {len(made)} are' in printed
   found = [
-    outputs.of_split(own, steps.task_of(own, parent), 'test')[0]
+    outputs.of_split(own, places.task_of(own, parent), 'test')[0]
     for own in (parent.model, model)
   ]
   assert np.abs(found[0] - found[1]).max() > 1e-3
@@ -112,121 +81,7 @@ def test_what_the_new_attention_lacks_is_made_by_the_seed(parent, tmp_path):
   assert any(np.any(flat(other.params)[path] != new[path]) for path in made)
 
 
-# Bits.
-
-BITS = {
-  'do': 'choose_bits', 'budget': 0.24, 'choices': [8, 4, 2], 'tile': 12,
-  'batches': 2, 'max_trials': 4,
-}  # fmt: skip
-
-
-@pytest.fixture(scope='module', params=slow.after(1, ['nearest', 'gptq']))
-def chosen(request, parent, tmp_path_factory):
-  folder = tmp_path_factory.mktemp('bits') / 'step_0_choose_bits'
-  row = {**BITS, 'method': request.param}
-  return row, folder, *carry(parent, folder, row)
-
-
-def test_bytes_are_within_the_budget(parent, chosen):
-  _, folder, model, printed = chosen
-  found = json.loads((folder / steps.SEARCH).read_text())
-  groups = bits.groups(parent.model.params)
-  paths = [path for own in groups.values() for path in own]
-  count = sum(flat(parent.model.params)[path].size for path in paths)
-  size = bits.num_bytes(model.params)
-  assert size == found['best']['cost']
-  assert 0.1 * 4 * count < size <= 0.24 * 4 * count
-  rounded = flat(model.params)
-  for group, own in groups.items():
-    for path in own:
-      grid = rounded[path].grid
-      assert str(grid.bits) == found['best']['plan'][group]
-      assert (grid.group, grid.tile, grid.rule) == ('tile', 12, 'clip')
-  codes = {path for path, x in rounded.items() if isinstance(x, QTensor)}
-  assert codes == {*paths}
-  assert len({*found['best']['plan'].values()}) > 1
-  assert found['why'] in printed
-
-
-def test_all_that_was_tried_is_kept(parent, chosen):
-  row, folder, _, _ = chosen
-  found = json.loads((folder / steps.SEARCH).read_text())
-  assert measuring.search(recipe.read([row]), folder.parent) == found
-  assert measuring.search(recipe.read([{'do': 'round'}]), folder.parent) is None
-  assert [path.name for path in folder.iterdir()] == [steps.SEARCH]
-  assert found['why'] == 'the best of the 4 plans measured reaches the floor'
-  assert found['is_reached'] is True
-  assert len(found['tried']) == 4
-  assert found['best'] in found['frontier']
-  assert found['best']['score'] == max(own['score'] for own in found['tried'])
-  for one, other in zip(found['frontier'], found['frontier'][1:], strict=False):
-    assert one in found['tried']
-    assert one['cost'] < other['cost']
-    assert one['score'] < other['score']
-  assert {*found['options']} == {*bits.groups(parent.model.params)}
-  for row in found['options'].values():
-    assert [option['name'] for option in row] == ['8', '4', '2']
-    assert row[0]['cost'] > row[1]['cost'] > row[2]['cost']
-
-
-def test_no_worse_than_the_same_bits_for_all(parent, chosen, tmp_path):
-  """By the KL, by hand, of batches that did not calibrate."""
-  row, folder, model, _ = chosen
-  (step,) = recipe.read([row])
-  assert (step.uniform.bits, step.uniform.method) == (4, row['method'])
-  uniform = steps.CARRY[recipe.Round](
-    step.uniform, parent.model,
-    steps.Place(
-      parent, (step,), preemption.Stop(), quiet_screen(), (0, 1), tmp_path
-    ),
-  )  # fmt: skip
-  batches = [
-    data.batch_at(
-      parent.task.dataset.splits['train'], parent.task.encode, number, seed=0,
-      batch_size=8, max_length=16,
-    )
-    for number in (2, 3)
-  ]  # fmt: skip
-
-  def loss(own):
-    p_NC, q_NC = (
-      np.concatenate(
-        [np.asarray(parent.task.predict(x.numbers, batch), 'f8')
-         for batch in batches]
-      )
-      for x in (parent.model, own)
-    )  # fmt: skip
-    return float((p_NC * np.log(p_NC / q_NC)).sum(axis=-1).mean())
-
-  best = json.loads((folder / steps.SEARCH).read_text())['best']
-  assert -best['score'] == pytest.approx(loss(model), rel=1e-3, abs=1e-7)
-  assert 0 < loss(model) <= loss(uniform)
-
-
-def test_enough_is_enough(parent, tmp_path):
-  row = {**BITS, 'method': 'nearest', 'tolerance': 9.0, 'choices': [4, 2]}
-  carry(parent, tmp_path, row)
-  found = json.loads((tmp_path / steps.SEARCH).read_text())
-  assert found['is_reached'] is True
-  assert 'reaches the floor' in found['why']
-
-
-def test_a_budget_that_cannot_be_leaves_nothing(parent, tmp_path):
-  folder = tmp_path / 'step'
-  with pytest.raises(errors.ConfigError, match='no plan is within the budget'):
-    carry(parent, folder, {**BITS, 'method': 'nearest', 'budget': 0.03})
-  assert not folder.exists()
-
-
-def test_distances():
-  p_NC = np.array([[0.25, 0.75], [0.5, 0.5]])
-  q_NC = np.array([[0.5, 0.5], [0.5, 0.5]])
-  wanted = (0.25 * np.log(0.5) + 0.75 * np.log(1.5)) / 2
-  assert steps.distance(p_NC, q_NC) == pytest.approx(wanted)
-  a_N2D = np.array([[[1.0, 0], [0, 1]]])
-  b_N2D = np.array([[[0.6, 0.8], [0, 1]]])
-  assert steps.distance(a_N2D, b_N2D) == pytest.approx(0.2)
-  assert steps.distance(a_N2D, a_N2D) == 0
+# Training.
 
 
 def test_a_training_step_has_a_schedule_of_its_own(
@@ -345,7 +200,7 @@ def with_types(tmp_path_factory):
   params = {**params, 'positions': params['positions'][:LENGTH]}
   assert params['types']['embedding'].shape == (2, 12)
   model = Compressed(config, 'embedder', 31, 0, False, params, '0' * 64)
-  return steps.Parent(model, task)
+  return places.Parent(model, task)
 
 
 @pytest.mark.parametrize('parts', [['embedding'], ['mlp', 'embedding']])
@@ -365,7 +220,7 @@ def test_the_table_of_tokens_is_factorised_and_no_other(
   assert after['embedding_out/kernel'].shape == (4, 12)
   is_low = any('/mlp/in_low/' in path for path in after)
   assert is_low == ('mlp' in parts)
-  found = outputs.of_split(model, steps.task_of(model, with_types), 'test')[0]
+  found = outputs.of_split(model, places.task_of(model, with_types), 'test')[0]
   assert np.isfinite(found).all()
 
 

@@ -93,17 +93,42 @@ def test_a_section_says_what_was_made_of_what():
 
 
 def test_what_the_policy_tried_is_shown():
-  text = text_of(compressions.compression(search=compressions.SEARCH))
+  text = text_of(compressions.compression(searches=[compressions.SEARCH]))
   assert 'the best of the 2 plans measured reaches the floor. Losses' in text
   for row in (
     '| 5.43 | 0.0567 | 0.0456 | 4: 2 |',
-    '| 7.65 | 0.0123 | 0.0112 | 4: 1, 8: 1 (chosen) |',
-    '| group | 8 bits | 4 bits |',
+    '| 7.65 | 0.0123 | 0.0112 | 4: 1; 8: 1 (chosen) |',
+    '| group | 8 | 4 |',
     '| a | 0.0012 | 0.035 |',
     '| b | 0.00067 | 0.0099 |',
   ):
     assert text.count(row) == 1, row
   assert 'Choice of bits' not in text_of(compressions.compression())
+
+
+def test_units_are_chosen_by_milliseconds():
+  row = {'cost': 1.25, 'predicted': 0.5, 'score': -0.25,
+         'plan': {'a': 'none', 'b': 'mlp 3'}}  # fmt: skip
+  options = {
+    'a': [
+      {'name': 'mlp 3', 'cost': 1.25, 'loss': 0.1},
+      {'name': 'none', 'cost': 0.0, 'loss': 0.2},
+    ],
+    'b': [{'name': 'mlp 3', 'cost': 1.25, 'loss': 0.3}],
+  }
+  found = {
+    'step': 'choose_units', 'why': 'enough', 'best': row, 'frontier': [row],
+    'options': options,
+  }  # fmt: skip
+  both = [found, compressions.SEARCH]
+  text = text_of(compressions.compression(searches=both))
+  for words in (
+    '### Choice of units\n', '### Choice of bits\n',
+    '| ms | loss | predicted | units that stay: groups |',
+    '| 1.25 | 0.25 | 0.5 | mlp 3: 1; none: 1 (chosen) |',
+    '| group | mlp 3 | none |', '| a | 0.1 | 0.2 |', '| b | 0.3 | - |',
+  ):  # fmt: skip
+    assert text.count(words) == 1, words
 
 
 def test_flags_of_the_compiler_are_named():

@@ -25,7 +25,7 @@ FACTS = {
     {'part': 'layer 0 mixer', 'shape': 'full, 3 heads', 'bits': '4 a tile'},
     {'part': 'embedding', 'shape': '31 x 12', 'bits': '8 a channel'},
   ],
-  'search': None,
+  'searches': [],
   'device': 'cpu x 1',
   'machine': {'threads': 3, 'processor': 'some chip', 'flags': ''},
   'versions': {'jax': '9.8.7'},
@@ -34,6 +34,7 @@ FACTS = {
 
 
 SEARCH = {
+  'step': 'choose_bits',
   'why': 'the best of the 2 plans measured reaches the floor',
   'is_reached': True,
   'best': {'plan': {'a': '8', 'b': '4'}, 'cost': 7_650_000, 'score': -0.0123},

@@ -1,0 +1,217 @@
+"""Steps that leave a choice to the policy: bits, and heads, columns, layers.
+
+What was tried, and why the search stopped, is left in the folder of the step.
+Losses are distances of outputs to those of the model before, on batches of the
+train split that neither calibrate nor score units.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from scipy.special import rel_entr
+
+from effformer import durable, errors
+from effformer.compress import (
+  bits,
+  gptq,
+  latency_table,
+  outputs,
+  places,
+  policy,
+  recipe,
+  shrink,
+  structure,
+  tensors,
+)
+from effformer.compress.artefact import Compressed
+from effformer.compress.places import Place
+from effformer.compress.policy import Option
+from effformer.compress.prune import masks as masks_lib
+from effformer.compress.prune import units as units_lib
+
+# What a policy tried.
+SEARCH = 'search.json'
+
+
+def choose_bits(
+  step: recipe.ChooseBits, model: Compressed, place: Place
+) -> Compressed:
+  """Codes of as many bits for each group as are best under the budget."""
+  params = model.params
+  quantise = tensors.quantise
+  if step.method == 'gptq':
+    moments = places.moments(model, step.batches, place)
+    quantise = functools.partial(gptq.quantise, moments=moments)
+  distance_of = _distances(step, model, place)
+
+  def loss(rounded) -> float:
+    return distance_of(model.config, tensors.dequantise(rounded))
+
+  groups, grids = bits.groups(params), step.grids
+  number = sum(_size(params, paths) for paths in groups.values())
+  with place.console.heartbeat('measuring groups of matrices one by one'):
+    options = bits.options(params, groups, grids, loss, quantise=quantise)
+
+  def rounded(plan):
+    return quantise(params, bits.plan_of(groups, plan, grids))
+
+  found = _search(
+    step, options, lambda plan: loss(rounded(plan)), 4 * number, place
+  )
+  _write(step, options, found, place)
+  return model._replace(params=rounded(found.best.plan))
+
+
+def choose_units(
+  step: recipe.ChooseUnits, model: Compressed, place: Place
+) -> Compressed:
+  """As many heads and columns in each layer as are best under the budget.
+
+  Milliseconds of parts of layers are measured on this device once, and kept: a
+  step that was interrupted, and the controls, go by the same ones.
+  """
+  config, params = model.config, model.params
+  shares = dict.fromkeys(step.units, step.shares)
+  found = structure.candidates(config, params, shares, none=step.drops_layers)
+  units = units_lib.of(config, params, step.units)
+  scores = places.unit_scores(step, model, place, units)
+  with place.console.heartbeat('timing parts of layers, in turns'):
+    costs = structure.costs(
+      config,
+      params,
+      found,
+      step.batch,
+      step.length or config.data.max_length,
+      place.times,
+      measure=latency_table.measured,
+    )
+  loss = _distances(step, model, place)
+  with place.console.heartbeat('measuring layers one by one'):
+    options = structure.options(config, params, found, scores, costs, loss)
+
+  def measured(plan):
+    masks = structure.masks_of(found, plan, scores)
+    layers = {
+      name: masks.pop(name)
+      for name in list(masks)
+      if units_lib.kind_of(name) == 'layer'
+    }
+    masked = masks_lib.apply(params, masks, units)
+    if not layers:
+      # The program that is compiled already.
+      return loss(config, masked)
+    return loss(*shrink.shrink(config, masked, layers))
+
+  # All units are the first candidate of a layer.
+  whole = sum(next(iter(own.values())) for own in costs.values())
+  outcome = _search(step, options, measured, whole, place)
+  plan = outcome.best.plan
+  kept = [
+    index
+    for index, name in enumerate(structure.of_layers(config))
+    if plan[name] != structure.NONE
+  ]
+  _write(step, options, outcome, place, kept=kept)
+  masks = structure.masks_of(found, plan, scores)
+  config, params = shrink.shrink(config, params, masks)
+  return model._replace(config=config, params=params)
+
+
+def kept_layers(folder: pathlib.Path) -> tuple[int, ...]:
+  """Layers that stayed, of those before a `choose_units` in this folder.
+
+  Raises:
+    CheckpointError: it does not say.
+  """
+  found = durable.read_json(folder / SEARCH) or {}
+  if 'kept' not in found:
+    raise errors.CheckpointError(
+      f'{folder / SEARCH} does not say which layers were kept.\n'
+      f'Remove {folder} to choose again.'
+    )
+  return tuple(found['kept'])
+
+
+def distance(before: np.ndarray, after: np.ndarray) -> float:
+  """Of outputs: mean KL of classes, in nats; of unit vectors 1 - cosine."""
+  if before.ndim == 3:
+    return float(1 - (before * after).sum(axis=-1).mean())
+  return float(rel_entr(before, np.maximum(after, 1e-30)).sum(axis=-1).mean())
+
+
+def _distances(
+  step, model, place
+) -> Callable[[ml_collections.ConfigDict, Any], float]:
+  """(config, parameters) -> distance to the model, on batches of their own."""
+  task = places.task_of(model, place.parent)
+  batches = [
+    *outputs.first_batches(task, model.config, step.batches, step.batches)
+  ]
+  own_run = outputs.function(model, task)
+
+  def given(run, params):
+    return np.concatenate([np.asarray(run(params, b)) for b in batches])
+
+  before = given(own_run, model.params)
+
+  def loss(config, params) -> float:
+    if config is model.config:
+      return distance(before, given(own_run, params))
+    other = model._replace(config=config)
+    run = outputs.function(other, places.task_of(other, place.parent))
+    return distance(before, given(run, params))
+
+  return loss
+
+
+def _search(
+  step: recipe.ChooseBits | recipe.ChooseUnits,
+  options: Mapping[str, Sequence[Option]],
+  loss: Callable[[dict[str, str]], float],
+  whole: float,
+  place: Place,
+) -> policy.Outcome:
+  """The best plan within the step's share of what the whole model costs."""
+  with place.console.heartbeat('measuring whole plans'):
+    found = policy.search(
+      options,
+      lambda plan: -loss(plan),
+      step.budget * whole,
+      floor=-step.tolerance if step.tolerance else -np.inf,
+      max_trials=step.max_trials,
+    )
+  place.console.say(
+    f'  {found.why}; its loss is {-found.best.score:.3g}, of '
+    f'{found.best.cost / whole:.3g} of the {step.COST}'
+  )
+  return found
+
+
+def _write(step, options, found, place, **more) -> None:
+  facts = {
+    'step': recipe.name_of(step),
+    'why': found.why,
+    'is_reached': found.is_reached,
+    'best': found.best._asdict(),
+    'frontier': [measured._asdict() for measured in found.frontier],
+    'tried': [measured._asdict() for measured in found.tried],
+    'options': {
+      name: [option._asdict() for option in row]
+      for name, row in options.items()
+    },
+    **more,
+  }
+  place.folder.mkdir(parents=True, exist_ok=True)
+  durable.replace(
+    place.folder / SEARCH, durable.dumps(facts, indent=1).encode()
+  )
+
+
+def _size(params, paths) -> int:
+  """How many numbers stand at these paths."""
+  flat = tensors.flatten(params)
+  return sum(np.size(flat[path]) for path in paths)
