@@ -22,6 +22,8 @@ Rows = Sequence[Mapping]
 LESSON = {'hard': 0.5, 'soft': 1.0, 'states': 1.0, 'temperature': 2.0}
 # Of sentence encoders: the vectors of the teacher, without labels.
 LESSON_OF_VECTORS = {'hard': 0.0, 'soft': 0.0, 'vectors': 1.0, 'states': 1.0}
+# What goes on inside, without labels.
+INSIDE = {'hard': 0.0, 'soft': 0.0, 'states': 1.0, 'mixers': 1.0}
 _INT8 = {'do': 'round', 'bits': 8}
 _TILES = {'group': 'tile', 'tile': 32, 'rule': 'clip'}
 
@@ -81,9 +83,10 @@ def table(
       train,
       _INT8,
     ],
+    # What layers say first, and what the model says then, as TinyBERT does it.
     'tiny': [
       {'do': 'drop_layers', 'keep': keep},
-      train,
+      {**train, 'lesson': INSIDE},
       {'do': 'prune', 'units': ('head', 'mlp'), 'ratio': 0.5},
       train,
       {'do': 'round', 'bits': 4, **_TILES, 'method': 'gptq'},

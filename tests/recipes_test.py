@@ -146,6 +146,16 @@ def test_single_settings_by_flags():
   assert recipe.read(steps_of(config))[0].settings == {'window': 6}
 
 
+@pytest.mark.parametrize('name', FILES)
+def test_tiny_learns_what_is_inside_first(name):
+  steps = recipe.read(steps_of(load('tiny,quick', name=name)))
+  first, second = (s.lesson for s in steps if isinstance(s, recipe.Train))
+  assert (first.hard, first.soft, first.vectors) == (0, 0, 0)
+  assert (first.states, first.mixers) == (1, 1)
+  assert second.mixers == 0
+  assert second.soft + second.vectors == 1
+
+
 def test_the_json_of_a_compression_is_its_config_again(tmp_path):
   config = load('tiny,quick', 'compress.steps.1.steps=7')
   path = tmp_path / 'config.json'

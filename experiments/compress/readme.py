@@ -173,10 +173,20 @@ def _recipes(rows) -> list[str]:
       f'{int(own[0]["bytes"]) / 1e6:.2f} | {scores} ({own[0]["measure"]}) | '
       f'{100 * change:+.2f} | {100 * (1 + change / whole):.1f} % |'
     )
+  floors = {
+    row['task']: f'{row["task"]} {100 * float(row["floor"]):.2f} '
+    f'({int(row["examples"]):,} examples)'
+    for row in rows
+  }
   return [
-    'Recipes with their controls, over seeds:',
+    'Recipes with their controls. Seeds are those of training and choices; the '
+    'parent is one, and its score with it. `untrained` is the recipe without',
+    'its training, `no_teacher` learns from labels alone, for as many steps.',
     '',
     *lines,
     '',
-    _made(rows, 'recipes --data=FOLDER --workdir=FOLDER --recipes=NAMES'),
+    f'Floors: {", ".join(floors.values())}. '
+    'Intervals over examples, agreement with the parent and KL are in',
+    '`experiments/results/compress_recipes.csv`. '
+    + _made(rows, 'recipes --data=FOLDER --workdir=FOLDER --recipes=NAMES'),
   ]
