@@ -67,6 +67,8 @@ def table(
     'int8-storage': [_INT8],
     'int8-dynamic': [{**_INT8, 'method': 'smooth', 'activations': 'dynamic'}],
     'int4-gptq': [{'do': 'round', 'bits': 4, **_TILES, 'method': 'gptq'}],
+    # SparseGPT; codes and places are as many bytes as 5 bits everywhere.
+    'sparse-2-4': [{**_INT8, 'pattern': (2, 4), 'method': 'gptq'}],
     # As many bytes as 4 bits everywhere, with a scale for 32 of them.
     'mixed-bits': [{'do': 'choose_bits', 'budget': 5 / 32}],
     'half-depth-kd': [{'do': 'drop_layers', 'keep': keep}, train, _INT8],

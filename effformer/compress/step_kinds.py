@@ -8,8 +8,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from effformer.compress import patterns
 from effformer.compress.distill.teaching import Lesson
-from effformer.compress.grid import Grid
+from effformer.compress.grid import RULES, Grid
 from effformer.errors import ConfigError
 
 SCORES = ('magnitude', 'saliency', 'taylor', 'random')
@@ -187,6 +188,9 @@ class Round:
   Attributes:
     bits, group, tile, symmetric, rule: of kernels, see `grid.Grid`.
     tables: bits of tables of vectors, one scale a row; 0 as kernels.
+    pattern: (n, m), for n of every m inputs of an output of a kernel to stay,
+      the others being 0; () for all. Those that stay are of greatest size, with
+      'gptq' chosen by SparseGPT (`prune.sparsegpt`). Tables have none.
     method: one of `METHODS`.
     batches: of the train split, that all but 'nearest' are calibrated on.
     activations: '' for inputs of dense layers as they are; 'dynamic' for 8 bits
@@ -200,6 +204,7 @@ class Round:
   symmetric: bool = True
   rule: str = 'extremes'
   tables: int = 8
+  pattern: tuple[int, ...] = ()
   method: str = 'nearest'
   batches: int = 8
   activations: str = ''
@@ -215,7 +220,11 @@ class Round:
         "scale, and rule='kmeans' has a codebook. Leave activations out, or "
         'take another rule'
       )
+    if len(self.pattern) not in (0, 2):
+      refuse(f'round: pattern={self.pattern} has to be two numbers, n of m')
     try:
+      if self.pattern:
+        patterns.check(*self.pattern)
       _ = self.grid, self.table_grid
     except ValueError as error:
       raise ConfigError(f'round: {error}.') from None
@@ -223,12 +232,30 @@ class Round:
   @property
   def grid(self) -> Grid:
     """Of kernels."""
-    return Grid(self.bits, self.group, self.tile, self.symmetric, self.rule)
+    keep, of = self.pattern or (0, 0)
+    return Grid(
+      *(self.bits, self.group, self.tile, self.symmetric, self.rule), keep, of
+    )
 
   @property
   def table_grid(self) -> Grid | None:
     """Of tables, None where it is that of kernels."""
-    return Grid(self.tables) if self.tables else None
+    if self.tables:
+      return Grid(self.tables)
+    return self.grid.dense if self.pattern else None
+
+  @property
+  def dense(self) -> 'Round':
+    """The control of a pattern: all weights stay, in as many bytes.
+
+    Codes are of fewer bits, rounded down, as far as the rule has them.
+    """
+    if not self.pattern:
+      return self
+    keep, of = self.pattern
+    bits = keep * (self.bits + patterns.place_bits(of)) // of
+    bits = max(bits, min(RULES[self.rule]))
+    return dataclasses.replace(self, bits=bits, pattern=())
 
 
 @dataclasses.dataclass(frozen=True)
