@@ -81,13 +81,17 @@ def test_codes_without_the_pattern_are_refused():
 
 
 @pytest.mark.parametrize(
-  'places',
-  [[1, 1, 0, 1], [3, 1, 0, 1], [0, 4, 0, 1], [-1, 2, 0, 1], [0, 1, 0, 2]],
-)
-def test_places_that_cannot_be_are_refused(places):
+  ('inputs', 'places'),
+  [
+    (6, [1, 1, 0, 1]), (6, [3, 1, 0, 1]), (6, [-1, 2, 0, 1]),
+    # Of the next group, and behind the last.
+    (8, [0, 5, 2, 3]), (6, [0, 1, 0, 2]),
+  ],
+)  # fmt: skip
+def test_places_that_cannot_be_are_refused(inputs, places):
   stored_J1, place_J1 = np.ones((4, 1), int), np.array(places)[:, None]
   good_J1 = np.array([0, 3, 0, 1])[:, None]
   found_K1 = patterns.placed(stored_J1, good_J1, 6, 2, 4)
   assert found_K1.ravel().tolist() == [1, 0, 0, 1, 1, 1]
   with pytest.raises(ValueError, match='not in their groups'):
-    patterns.placed(stored_J1, place_J1, 6, 2, 4)
+    patterns.placed(stored_J1, place_J1, inputs, 2, 4)
