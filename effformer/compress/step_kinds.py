@@ -255,7 +255,9 @@ class Round:
     keep, of = self.pattern
     bits = keep * (self.bits + patterns.place_bits(of)) // of
     bits = max(bits, min(RULES[self.rule]))
-    return dataclasses.replace(self, bits=bits, pattern=())
+    # Tables, which have no pattern, keep their bits.
+    tables = self.tables or (0 if bits == self.bits else self.bits)
+    return dataclasses.replace(self, bits=bits, tables=tables, pattern=())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_the_uniform_control_is_within_the_budget():
     ({'pattern': [2, 4], 'bits': 4}, 3),
     ({'pattern': [1, 4]}, 2),
     # There are no fewer than two.
-    ({'pattern': [3, 8], 'bits': 3}, 2),
+    ({'pattern': [1, 8], 'bits': 4}, 2),
     ({'pattern': [2, 4], 'bits': 2, 'rule': 'ternary', 'tables': 0}, 2),
   ],
 )
@@ -176,6 +176,14 @@ def test_the_dense_control_has_as_many_bytes(row, bits):
   # The other keeps the pattern, of the greatest weights.
   (nearest,) = found['nearest']
   assert (nearest.grid, nearest.method) == (rows[0].grid, 'nearest')
+
+
+def test_tables_of_the_dense_control_keep_their_bits():
+  first = recipe.Round(8, pattern=(2, 4), tables=0)
+  assert first.table_grid == (first.dense.table_grid or first.dense.grid)
+  assert first.dense.bits == 5
+  first = recipe.Round(2, rule='ternary', pattern=(2, 4), tables=0)
+  assert first.table_grid == first.dense.grid
 
 
 # A whole compression.
