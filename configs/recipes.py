@@ -6,7 +6,7 @@ A config file of a compression lays one of them over the config of a run:
       return recipes.assemble(arg, lra_text.get_config, steps=400, rate=5e-4)
 
 The argument is RECIPE, and then that of the run's config. What a step may hold
-is said in effformer.compress.step_kinds.
+is said in effformer.compress.step_kinds and rounding_kinds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -69,6 +69,8 @@ def table(
     'int8-storage': [_INT8],
     'int8-dynamic': [{**_INT8, 'method': 'smooth', 'activations': 'dynamic'}],
     'int4-gptq': [{'do': 'round', 'bits': 4, **_TILES, 'method': 'gptq'}],
+    # SparseGPT; codes and places are as many bytes as 5 bits everywhere.
+    'sparse-2-4': [{**_INT8, 'pattern': (2, 4), 'method': 'gptq'}],
     # As many bytes as 4 bits everywhere, with a scale for 32 of them.
     'mixed-bits': [{'do': 'choose_bits', 'budget': 5 / 32}],
     # Half of the time, then 7 bits for 32, scales among them.

@@ -31,7 +31,7 @@ _FACTS = {
   **{'bits': 1, 'group': '', 'tile': 1, 'symmetric': True, 'rule': ''},
   **{'tables': 1, 'activations': '', 'budget': 1.0, 'choices': (1,)},
   **{'tolerance': 1.0, 'max_trials': 1, 'number': 1, 'share': 1.0},
-  **{'parts': ('',), 'activation': '', 'norm': ''},
+  **{'parts': ('',), 'activation': '', 'norm': '', 'pattern': (1,)},
   **{'width': 1, 'mlp_width': 1, 'shares': (1.0,), 'drops_layers': False},
   **{'batch': 1, 'length': 1},
 }

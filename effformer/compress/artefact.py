@@ -1,6 +1,7 @@
 """A compressed model as files: packed codes, and what they are.
 
-    weights.safetensors   codes as bytes, scales, and what stayed float32
+    weights.safetensors   codes as bytes (of a pattern also the places of
+                          those that stay), scales, and what stayed float32
     manifest.json         config, plan, hashes, how it was made
 
 Reading gives the same codes and scales, bit for bit, and so the same outputs.
@@ -23,7 +24,7 @@ import safetensors.numpy
 
 import effformer
 from effformer import config as config_lib
-from effformer.compress import packing, tensors
+from effformer.compress import packing, patterns, tensors
 from effformer.compress.grid import Grid, scales_shape
 from effformer.compress.tensors import QTensor
 from effformer.errors import CheckpointError
@@ -214,10 +215,15 @@ def _packed(params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not isinstance(x, QTensor):
       arrays[path] = np.ascontiguousarray(x)
       continue
-    codes = packing.pack(
-      np.asarray(x.codes), x.grid.bits, x.grid.low, x.grid.stride
+    codes, grid = np.asarray(x.codes), x.grid
+    if grid.keep:
+      codes, places = patterns.taken(codes, grid.keep, grid.of)
+      arrays[f'{path}{_PART}places'] = packing.pack(
+        places, patterns.place_bits(grid.of), 0
+      )
+    arrays[f'{path}{_PART}codes'] = packing.pack(
+      codes, grid.bits, grid.low, grid.stride
     )
-    arrays[f'{path}{_PART}codes'] = codes
     arrays[f'{path}{_PART}scale'] = np.asarray(x.scale, np.float32)
     if not x.grid.symmetric:
       arrays[f'{path}{_PART}zero'] = np.asarray(x.zero).astype(np.uint8)
@@ -245,9 +251,7 @@ def _unpacked_tensor(
     raise ValueError(
       f'{path}: scales {scale.shape}, not {scales_shape(matrix, grid)}'
     )
-  codes = packing.unpack(
-    arrays[f'{path}{_PART}codes'], grid.bits, grid.low, matrix, grid.stride
-  )
+  codes = _unpacked_codes(arrays, path, grid, matrix)
   zero = np.zeros_like(scale)
   if not grid.symmetric:
     zero = arrays[f'{path}{_PART}zero'].astype(np.float32)
@@ -263,6 +267,21 @@ def _unpacked_tensor(
     tensors.is_table(path),
     jnp.asarray(inputs),
   )
+
+
+def _unpacked_codes(
+  arrays, path: str, grid: Grid, matrix: tuple[int, int]
+) -> np.ndarray:
+  data, stored = arrays[f'{path}{_PART}codes'], matrix
+  if grid.keep:
+    stored = (patterns.num_stay(matrix[0], grid.keep, grid.of), matrix[1])
+  codes = packing.unpack(data, grid.bits, grid.low, stored, grid.stride)
+  if not grid.keep:
+    return codes
+  places = packing.unpack(
+    arrays[f'{path}{_PART}places'], patterns.place_bits(grid.of), 0, stored
+  )
+  return patterns.placed(codes, places, matrix[0], grid.keep, grid.of)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -192,6 +192,7 @@ def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
   no_teacher   students learn from labels alone, for as many steps
   random       units are chosen at random, as many
   nearest      codes are the nearest ones, of as many bits
+  dense        no weights leave by a pattern, codes have fewer bits
   uniform      codes are of the same bits everywhere, within the budget; of
                each layer the same share of units leaves
   """
@@ -206,6 +207,7 @@ def controls(rows: Sequence[recipe.Step]) -> dict[str, tuple]:
       recipe.Round,
       lambda s: replace(s, method='nearest', batches=recipe.Round.batches),
     ),
+    'dense': (recipe.Round, lambda s: s.dense),
     'uniform': (recipe.ChooseBits | recipe.ChooseUnits, lambda s: s.uniform),
   }
   found = {

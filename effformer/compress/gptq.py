@@ -18,7 +18,7 @@ Time k^2 n for each matrix, memory k^2 + k n.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -44,12 +44,17 @@ def gptq(
   Args:
     w_KN: float32.
     gram_KK: X^T X of its inputs, sums or means over calibration tokens.
-    grid: to round to.
+    grid: to round to, without a pattern, for which see `prune.sparsegpt`.
     damp: share of the mean of the diagonal that is added to it.
 
   Returns:
     As `grids.encode` and `grids.scales`.
+
+  Raises:
+    ValueError: the grid has a pattern.
   """
+  if grid.keep:
+    raise ValueError(f'{grid} has a pattern; use sparsegpt')
   k, n = w_KN.shape
   upper_KK = inverse_factor(gram_KK, damp)
   length = grid.tile or k
@@ -103,6 +108,7 @@ def quantise(
   *,
   factors: Mapping[str, Array] | None = None,
   damp: float = DAMP,
+  sweep: Callable[..., tuple[Array, Scales]] = gptq,
 ) -> Any:
   """`tensors.quantise`, by GPTQ where the inputs of a matrix are known.
 
@@ -114,6 +120,7 @@ def quantise(
     factors: as of `tensors.quantise`. The inputs of diag(s) W are x / s, and so
       its Gram matrix is diag(1/s) X^T X diag(1/s).
     damp: see `gptq`.
+    sweep: what is called as `gptq` is.
 
   Raises:
     ConfigError: see `tensors.quantise`.
@@ -128,7 +135,7 @@ def quantise(
     if path in factors:
       s_K = jnp.asarray(factors[path])
       w_KN, gram_KK = w_KN * s_K[:, None], gram_KK / jnp.outer(s_K, s_K)
-    codes_KN, found = gptq(w_KN, gram_KK, plan[path], damp=damp)
+    codes_KN, found = sweep(w_KN, gram_KK, plan[path], damp=damp)
     flat[path] = flat[path].replace(
       codes=codes_KN.astype(flat[path].codes.dtype),
       scale=found.scale,

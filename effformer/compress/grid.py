@@ -34,6 +34,9 @@ the mean of those |W| that are above d:
 Scales are of groups of a matrix [k, n], n being outputs (channels): the whole
 matrix, each channel, or `tile` inputs of each channel; of codebooks there are
 no tiles. A group of zeros has scale 1, with rule 'sign' 0.
+
+With a pattern, n of every m weights of an output stay, those of greatest size
+(`patterns`); the others have code 0, and scales are of those that stay.
 """
 
 import dataclasses
@@ -44,7 +47,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effformer.compress import lloyd
+from effformer.compress import lloyd, patterns, straight
 from effformer.shapes import Array
 
 GROUPS = ('tensor', 'channel', 'tile')
@@ -78,6 +81,8 @@ class Grid:
       a codebook has none either.
     rule: key of `RULES`; see the module. Only those of the range, 'extremes'
       and 'clip', can be asymmetric.
+    keep, of: the pattern, `keep` of every `of` inputs; 0 and 0 for all. Only of
+      symmetric grids that have a 0; tiles have whole groups.
   """
 
   bits: int
@@ -85,6 +90,8 @@ class Grid:
   tile: int = 0
   symmetric: bool = True
   rule: str = 'extremes'
+  keep: int = 0
+  of: int = 0
 
   def __post_init__(self):
     if self.rule not in RULES:
@@ -114,6 +121,13 @@ class Grid:
       raise ValueError(
         "rule='kmeans' has a codebook for each tensor or channel, not for tiles"
       )
+    if self.keep or self.of:
+      patterns.check(self.keep, self.of, self.tile)
+      if not self.symmetric or self.rule in ('sign', 'kmeans'):
+        raise ValueError(
+          f'a pattern needs a symmetric grid with a code for 0, not rule='
+          f'{self.rule!r} with symmetric={self.symmetric}'
+        )
 
   @property
   def low(self) -> int:
@@ -138,6 +152,11 @@ class Grid:
     """Of one tile, or of all where there are none, as a matrix of its own."""
     group = 'tensor' if self.group == 'tensor' else 'channel'
     return dataclasses.replace(self, group=group, tile=0)
+
+  @property
+  def dense(self) -> 'Grid':
+    """The same without a pattern."""
+    return dataclasses.replace(self, keep=0, of=0)
 
   @property
   def stride(self) -> int:
@@ -168,9 +187,10 @@ def scales(w_KN: Array, grid: Grid, count: Array | None = None) -> Scales:
   Args:
     w_KN: float32.
     grid: to round to.
-    count: weights in each group, where some rows only fill the matrix up and
-      are 0; None where there are none.
+    count: rows of each group, where some only fill the matrix up and are 0;
+      None where there are none.
   """
+  w_KN = _thinned(w_KN, grid)
   w_GTN = grouped(w_KN, grid)
   if grid.rule == 'extremes':
     return _of_range(jnp.min(w_GTN, axis=1), jnp.max(w_GTN, axis=1), grid)
@@ -184,7 +204,7 @@ def scales(w_KN: Array, grid: Grid, count: Array | None = None) -> Scales:
 
 def encode(w_KN: Array, found: Scales, grid: Grid) -> Array:
   """Codes, int32 [k, n], from `grid.low` to `grid.high`."""
-  w_GTN = grouped(w_KN, grid)
+  w_GTN = grouped(_thinned(w_KN, grid), grid)
   codes_GTN = _codes(w_GTN, found, grid).astype(jnp.int32)
   return ungrouped(codes_GTN, w_KN.shape, grid)
 
@@ -193,24 +213,6 @@ def decode(codes_KN: Array, found: Scales, grid: Grid) -> Array:
   """The numbers that codes stand for, float32 [k, n]."""
   codes_GTN = grouped(codes_KN.astype(jnp.float32), grid)
   return ungrouped(_decoded(codes_GTN, found, grid), codes_KN.shape, grid)
-
-
-@jax.custom_jvp
-def straight_through(x: Array, rounded: Array, is_inside: Array) -> Array:
-  """`rounded`, whose derivative is that of x where it is inside of the grid.
-
-  Bengio et al. 2013, 1308.3432; outside of the range the gradient is clipped to
-  0 (Hubara et al. 2016, 1602.02830).
-  """
-  del x, is_inside
-  return rounded
-
-
-@straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
-  x, rounded, is_inside = primals
-  dx = tangents[0]
-  return straight_through(x, rounded, is_inside), jnp.where(is_inside, dx, 0.0)
 
 
 def fake_quantise(
@@ -223,7 +225,9 @@ def fake_quantise(
   weight to the end; with 'sign' where |W| > s (Hubara et al. 2016). 'ternary'
   and 'absmean' have no outside, as in their papers: of a scale that is a mean,
   many weights are beyond the ends, and they would never come back; nor has
-  'kmeans', for the same reason.
+  'kmeans', for the same reason. A weight that a pattern leaves out has the
+  gradient it would have if it stayed, and so can come back (Zhou et al. 2021,
+  2102.04010, equation 3; the decay of these weights in SR-STE is left out).
 
   Args:
     w_KN: float32.
@@ -232,12 +236,12 @@ def fake_quantise(
   """
   if found is None:
     found = scales(jax.lax.stop_gradient(w_KN), grid)
+  codes_GTN = _codes(grouped(_thinned(w_KN, grid), grid), found, grid)
+  rounded_KN = ungrouped(_decoded(codes_GTN, found, grid), w_KN.shape, grid)
   w_GTN = grouped(w_KN, grid)
-  rounded_GTN = _decoded(_codes(w_GTN, found, grid), found, grid)
-  rounded_KN = ungrouped(rounded_GTN, w_KN.shape, grid)
   inside_GTN = _is_inside(w_GTN, found, grid)
   inside_KN = ungrouped(inside_GTN, w_KN.shape, grid)
-  return straight_through(w_KN, jax.lax.stop_gradient(rounded_KN), inside_KN)
+  return straight.through(w_KN, jax.lax.stop_gradient(rounded_KN), inside_KN)
 
 
 def scales_shape(shape: tuple[int, int], grid: Grid) -> tuple[int, int]:
@@ -255,18 +259,23 @@ def num_groups(shape: tuple[int, int], grid: Grid) -> tuple[int, int]:
 
 
 def num_elements(shape: tuple[int, int], grid: Grid) -> np.ndarray:
-  """Weights in each group, int [G, 1]; a short last tile has fewer."""
+  """Weights of each group that stay, int [G, 1]; a short tile has fewer."""
   k, n = shape
   if grid.group == 'tensor':
-    return np.array([[k * n]])
+    return np.array([[_num_stay(k, grid) * n]])
   length = grid.tile or k
-  return np.minimum(length, k - np.arange(0, k, length))[:, None]
+  rows_G = np.minimum(length, k - np.arange(0, k, length))
+  return _num_stay(rows_G, grid)[:, None]
 
 
 def mean_size(w_KN: Array, grid: Grid, count: Array | None = None) -> Array:
-  """mean|W| of each group, [G, 1] or [G, n]; `count` as of `scales`."""
-  count = num_elements(w_KN.shape, grid) if count is None else count
-  return _sum(jnp.abs(grouped(w_KN, grid))) / count
+  """mean|W| of each group, [G, 1] or [G, n]; `count` as of `scales`.
+
+  With a pattern, W is 0 where it does not stay.
+  """
+  shape, rows = w_KN.shape, count
+  number = num_elements(shape, grid) if rows is None else _num_stay(rows, grid)
+  return _sum(jnp.abs(grouped(w_KN, grid))) / number
 
 
 def spread(x_GN: Array, shape: tuple[int, int], grid: Grid) -> Array:
@@ -293,6 +302,14 @@ def ungrouped(x_GTN: Array, shape: tuple[int, int], grid: Grid) -> Array:
   if grid.group == 'tensor':
     return x_GTN.reshape(k, n)
   return x_GTN.reshape(-1, n)[:k]
+
+
+def _thinned(w_KN, grid):
+  return patterns.largest(w_KN, grid.keep, grid.of) if grid.keep else w_KN
+
+
+def _num_stay(rows, grid):
+  return patterns.num_stay(rows, grid.keep, grid.of) if grid.keep else rows
 
 
 def _of_range(low_GN, high_GN, grid):

@@ -94,3 +94,8 @@ def _check(grid):
       f'no step can be learned with rule={grid.rule!r}, whose codes are not '
       "clip(round(x / s)); take 'extremes'"
     )
+  if grid.keep:
+    raise ValueError(
+      f'no step can be learned with the pattern {grid.keep} of {grid.of}; take '
+      'a grid without one'
+    )

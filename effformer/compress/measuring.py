@@ -179,6 +179,7 @@ def _words(grids: Iterable) -> str:
     f'{grid.bits} a {grid.group}'
     + (f' of {grid.tile}' if grid.tile else '')
     + (f', {grid.rule}' if grid.rule not in ('extremes', 'clip') else '')
+    + (f', {grid.keep} of {grid.of} inputs' if grid.keep else '')
     for grid in grids
   )
   return ' and '.join(words) or 'float32'

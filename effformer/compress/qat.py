@@ -119,10 +119,11 @@ def initial_steps(params: Any, plan: Plan) -> dict[str, Array]:
 
   def start(path, w_KN, grid):
     # Weights have both signs, and learned steps no zero point.
-    if not grid.symmetric or grid.rule in ('ternary', 'sign', 'kmeans'):
+    has_none = not grid.symmetric or grid.keep
+    if has_none or grid.rule in ('ternary', 'sign', 'kmeans'):
       raise ConfigError(
         f'no step can be learned for {path} on {grid}.\nGive it a symmetric '
-        "grid of rule 'extremes'."
+        "grid of rule 'extremes', without a pattern."
       )
     steps[path] = lsq.initial_step(w_KN, grid)
     return w_KN

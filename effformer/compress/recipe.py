@@ -22,19 +22,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effformer.compress.distill.teaching import Lesson
+from effformer.compress.rounding_kinds import ChooseBits, Round
+from effformer.compress.step_checks import refuse
 from effformer.compress.step_kinds import (
   Bottleneck,
-  ChooseBits,
   ChooseUnits,
   DropLayers,
   Factorise,
   Prune,
-  Round,
   Share,
   Simplify,
   Swap,
   Train,
-  refuse,
 )
 
 _MISSING = {dataclasses.MISSING}

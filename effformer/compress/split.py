@@ -73,11 +73,14 @@ def split(w_KN: Array, grid: Grid) -> Halves:
 
   Args:
     w_KN: latent weights, float32.
-    grid: of rule 'ternary'.
+    grid: of rule 'ternary', without a pattern.
 
   Raises:
-    ValueError: the grid has another rule.
+    ValueError: the grid has another rule, or a pattern.
   """
+  # Of it the zeros are not the smallest weights.
+  if grid.keep:
+    raise ValueError(f'{grid} has a pattern, and cannot be split')
   if grid.rule != 'ternary':
     raise ValueError(f"only rule 'ternary' can be split, got {grid.rule!r}")
   found = grids.scales(w_KN, grid)

@@ -1,20 +1,17 @@
-"""The steps that a recipe may have, with their settings; see `recipe`.
+"""The steps that change or train a model, with their settings; see `recipe`.
 
-A setting that a step cannot have is a ConfigError.
+Those that round it are in `rounding_kinds`. A setting that a step cannot
+have is a ConfigError.
 """
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from effformer.compress import step_checks as checks
 from effformer.compress.distill.teaching import Lesson
-from effformer.compress.grid import Grid
-from effformer.errors import ConfigError
 
 SCORES = ('magnitude', 'saliency', 'taylor', 'random')
-METHODS = ('nearest', 'gptq', 'awq', 'smooth')
-ACTIVATIONS = ('', 'dynamic')
 # Without a teacher.
 LABELS = Lesson(hard=1.0, soft=0.0)
 
@@ -60,9 +57,11 @@ class Bottleneck:
   mlp_width: int = 0
 
   def __post_init__(self):
-    _at_least_one('bottleneck', 'width', self.width)
+    checks.at_least_one('bottleneck', 'width', self.width)
     if self.mlp_width < 0:
-      refuse(f'bottleneck: mlp_width={self.mlp_width} has to be at least 0')
+      checks.refuse(
+        f'bottleneck: mlp_width={self.mlp_width} has to be at least 0'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Share:
   number: int
 
   def __post_init__(self):
-    _at_least_one('share', 'number', self.number)
+    checks.at_least_one('share', 'number', self.number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +96,8 @@ class Simplify:
 
   def __post_init__(self):
     if not self.activation and not self.norm:
-      refuse('simplify needs an activation or a norm')
-    _batches('simplify', self, self.norm == 'affine', "norm='affine'")
+      checks.refuse('simplify needs an activation or a norm')
+    checks.batches('simplify', self, self.norm == 'affine', "norm='affine'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +118,16 @@ class Factorise:
   def __post_init__(self):
     known = {'mlp', 'embedding'}
     if not self.parts or not set(self.parts) <= known:
-      refuse(f'factorise: parts={self.parts} have to be of {sorted(known)}')
+      checks.refuse(
+        f'factorise: parts={self.parts} have to be of {sorted(known)}'
+      )
     if not 0 < self.share < 1:
-      refuse(f'factorise: share={self.share} has to be above 0 and below 1')
-    _batches('factorise', self, 'mlp' in self.parts, "'mlp' among its parts")
+      checks.refuse(
+        f'factorise: share={self.share} has to be above 0 and below 1'
+      )
+    checks.batches(
+      'factorise', self, 'mlp' in self.parts, "'mlp' among its parts"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +150,13 @@ class Prune:
   batches: int = 8
 
   def __post_init__(self):
-    _units('prune', self.units)
+    checks.units('prune', self.units)
     if not 0 < self.ratio < 1:
-      refuse(f'prune: ratio={self.ratio} has to be above 0 and below 1')
-    _one_of('prune', 'score', self.score, SCORES)
-    _one_of('prune', 'within', self.within, ('place', 'model'))
+      checks.refuse(f'prune: ratio={self.ratio} has to be above 0 and below 1')
+    checks.one_of('prune', 'score', self.score, SCORES)
+    checks.one_of('prune', 'within', self.within, ('place', 'model'))
     is_read = self.score in ('saliency', 'taylor')
-    _batches('prune', self, is_read, "score='saliency' or 'taylor'")
+    checks.batches('prune', self, is_read, "score='saliency' or 'taylor'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,13 +190,13 @@ class ChooseUnits:
   max_trials: int = 10
 
   def __post_init__(self):
-    _units('choose_units', self.units)
-    _one_of('choose_units', 'score', self.score, SCORES)
-    _searched('choose_units', self, ('batch', 'batches', 'max_trials'))
+    checks.units('choose_units', self.units)
+    checks.one_of('choose_units', 'score', self.score, SCORES)
+    checks.searched('choose_units', self, ('batch', 'batches', 'max_trials'))
     if self.length < 0:
-      refuse(f'choose_units: length={self.length} has to be at least 0')
+      checks.refuse(f'choose_units: length={self.length} has to be at least 0')
     if not self.shares or not all(0 < share < 1 for share in self.shares):
-      refuse(
+      checks.refuse(
         f'choose_units: shares={self.shares} have to be above 0 and below 1'
       )
 
@@ -226,153 +231,8 @@ class Train:
   rounded: bool = False
 
   def __post_init__(self):
-    _at_least_one('train', 'steps', self.steps)
+    checks.at_least_one('train', 'steps', self.steps)
     if not self.learning_rate > 0:
-      refuse(f'train: learning_rate={self.learning_rate} has to be above 0')
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-  """All matrices become codes; `tensors.quantise`.
-
-  Attributes:
-    bits, group, tile, symmetric, rule: of kernels, see `grid.Grid`.
-    tables: bits of tables of vectors, one scale a row; 0 as kernels.
-    method: one of `METHODS`.
-    batches: of the train split, that all but 'nearest' are calibrated on.
-    activations: '' for inputs of dense layers as they are; 'dynamic' for 8 bits
-      of them, too, and products of integers, which rule 'kmeans' has none of.
-  """
-
-  rank: ClassVar[int] = 2
-  bits: int = 8
-  group: str = 'channel'
-  tile: int = 0
-  symmetric: bool = True
-  rule: str = 'extremes'
-  tables: int = 8
-  method: str = 'nearest'
-  batches: int = 8
-  activations: str = ''
-
-  def __post_init__(self):
-    _one_of('round', 'method', self.method, METHODS)
-    _one_of('round', 'activations', self.activations, ACTIVATIONS)
-    is_read = self.method != 'nearest'
-    _batches('round', self, is_read, "another method than 'nearest'")
-    if self.activations and self.rule == 'kmeans':
-      refuse(
-        f'round: activations={self.activations!r} needs integers times a '
-        "scale, and rule='kmeans' has a codebook. Leave activations out, or "
-        'take another rule'
+      checks.refuse(
+        f'train: learning_rate={self.learning_rate} has to be above 0'
       )
-    try:
-      _ = self.grid, self.table_grid
-    except ValueError as error:
-      raise ConfigError(f'round: {error}.') from None
-
-  @property
-  def grid(self) -> Grid:
-    """Of kernels."""
-    return Grid(self.bits, self.group, self.tile, self.symmetric, self.rule)
-
-  @property
-  def table_grid(self) -> Grid | None:
-    """Of tables, None where it is that of kernels."""
-    return Grid(self.tables) if self.tables else None
-
-
-@dataclasses.dataclass(frozen=True)
-class ChooseBits:
-  """All matrices become codes, of bits that `policy` chooses.
-
-  Attributes:
-    budget: of bytes of codes, as a share of those of float32.
-    choices: bits that a group of matrices may get.
-    tile: inputs that share a scale.
-    method: 'nearest' or 'gptq'.
-    tolerance: loss of the whole model that is enough: mean KL to the model
-      before in nats, of vectors 1 - cosine. Until a plan has it further ones
-      are measured; 0 = the best of the first few.
-    batches: of the train split: so many calibrate, the next so many choose.
-    max_trials: plans that are measured at most.
-  """
-
-  rank: ClassVar[int] = 2
-  COST: ClassVar[str] = 'bytes'
-  budget: float
-  choices: tuple[int, ...] = (8, 6, 5, 4, 3, 2)
-  tile: int = 32
-  method: str = 'gptq'
-  tolerance: float = 0.0
-  batches: int = 8
-  max_trials: int = 10
-
-  def __post_init__(self):
-    _one_of('choose_bits', 'method', self.method, METHODS[:2])
-    _searched('choose_bits', self, ('tile', 'batches', 'max_trials'))
-    if not self.choices or not {*self.choices} <= set(range(2, 9)):
-      refuse(f'choose_bits: choices={self.choices} have to be of 2 to 8')
-
-  @property
-  def grids(self) -> dict[str, Grid]:
-    """What a group may be rounded to, by name."""
-    return {
-      str(bits): Grid(bits, 'tile', self.tile, rule='clip')
-      for bits in self.choices
-    }
-
-  @property
-  def uniform(self) -> Round:
-    """The control: the same bits for all, as many as the budget allows.
-
-    Scales of float32 are 32 / tile bits of each number.
-    """
-    room = 32 * self.budget - 32 / self.tile
-    fitting = [bits for bits in self.choices if bits <= room]
-    return Round(
-      max(fitting, default=min(self.choices)),
-      *('tile', self.tile),
-      rule='clip',
-      tables=0,
-      method=self.method,
-      batches=Round.batches if self.method == 'nearest' else self.batches,
-    )
-
-
-def _units(name, units):
-  known = {'head', 'kv_group', 'mlp'}
-  if not units or not set(units) <= known:
-    refuse(f'{name}: units={units} have to be of {sorted(known)}')
-
-
-def _searched(name, step, counts):
-  for key in counts:
-    _at_least_one(name, key, getattr(step, key))
-  if not 0 < step.budget < 1:
-    refuse(f'{name}: budget={step.budget} has to be above 0 and below 1')
-  if not step.tolerance >= 0:
-    refuse(f'{name}: tolerance={step.tolerance} has to be at least 0')
-
-
-def _one_of(name, key, value, known):
-  if value not in known:
-    refuse(f'{name}: {key}={value!r} has to be one of {", ".join(known)}')
-
-
-def _batches(name, step, is_read, reader):
-  _at_least_one(name, 'batches', step.batches)
-  if not is_read and step.batches != type(step).batches:
-    refuse(
-      f'{name}: batches={step.batches} is read with {reader} only. Leave it out'
-    )
-
-
-def _at_least_one(name, key, value):
-  if value < 1:
-    refuse(f'{name}: {key}={value} has to be at least 1')
-
-
-def refuse(what: str) -> typing.NoReturn:
-  """Raises the ConfigError of a recipe; `what` is without a full stop."""
-  raise ConfigError(f'{what}.')

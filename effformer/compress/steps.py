@@ -14,7 +14,6 @@ from effformer.compress import (
   choices,
   depth,
   fold,
-  gptq,
   low_rank,
   places,
   qat,
@@ -27,7 +26,7 @@ from effformer.compress import (
 )
 from effformer.compress.artefact import Compressed
 from effformer.compress.distill import maps, teaching
-from effformer.compress.prune import masks, scores, units
+from effformer.compress.prune import masks, scores, sparsegpt, units
 from effformer.pretrained import swap_mixers
 from effformer.train import prediction, session, starting
 
@@ -190,7 +189,7 @@ def _round(step, model, place) -> Compressed:
     return model._replace(params=tensors.quantise(params, plan))
   moments = places.moments(model, step.batches, place)
   if step.method == 'gptq':
-    return model._replace(params=gptq.quantise(params, plan, moments))
+    return model._replace(params=sparsegpt.quantise(params, plan, moments))
   if step.method == 'awq':
     factors = awq.factors(model.config, params, moments, plan)
   else:

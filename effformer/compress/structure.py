@@ -22,7 +22,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from effformer.compress import latency_table, shrink
+from effformer.compress import latency_table, patterns, shrink
 from effformer.compress.policy import Option
 from effformer.compress.prune import masks as masks_lib
 from effformer.compress.prune import units as units_lib
@@ -116,7 +116,7 @@ def masks_of(
         continue
       own = np.asarray(scores[f'{place}:{kind}'])
       if count < own.size:
-        masks[f'{place}:{kind}'] = np.asarray(masks_lib.highest(own, count))
+        masks[f'{place}:{kind}'] = np.asarray(patterns.highest(own, count))
   return masks
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from effformer.compress import grid as grids
-from effformer.compress import packing
+from effformer.compress import packing, patterns
 from effformer.compress.grid import Grid, scales_shape
 from effformer.errors import ConfigError
 
@@ -34,7 +34,8 @@ class QTensor:
   """A parameter as codes.
 
   Attributes:
-    codes: int8 or uint8 [k, n].
+    codes: int8 or uint8 [k, n]; those that a pattern leaves out are 0 here,
+      and only in memory.
     scale, zero: see `grid.Scales`.
     grid: what it is rounded to.
     shape: of the parameter.
@@ -54,8 +55,14 @@ class QTensor:
 
   @property
   def packed_bytes(self) -> int:
-    """Bytes of codes, scales and zero points as they are stored."""
-    total = packing.num_bytes(self.codes.size, self.grid.bits)
+    """Bytes of codes, places, scales and zero points as they are stored."""
+    count, grid = self.codes.size, self.grid
+    total = 0
+    if grid.keep:
+      inputs, outputs = self.codes.shape
+      count = patterns.num_stay(inputs, grid.keep, grid.of) * outputs
+      total = packing.num_bytes(count, patterns.place_bits(grid.of))
+    total += packing.num_bytes(count, grid.bits)
     total += 4 * (self.scale.size + self.inputs.size)
     return total + (0 if self.grid.symmetric else self.zero.size)
 

@@ -12,15 +12,19 @@ import sys
 import tempfile
 import time
 
-from effformer.compress import artefact, awq, calibrate, gptq, smooth, tensors
+from effformer.compress import artefact, awq, calibrate, smooth, tensors
 from effformer.compress.fold import fold
 from effformer.compress.grid import Grid
+from effformer.compress.prune import sparsegpt
 from effformer.train import result
 from experiments.compress import minilm
 
 TABLE = Grid(8)
 FOUR = Grid(4, 'tile', 32, rule='clip')
 THREE = Grid(3, 'tile', 32, rule='clip')
+# As many bytes: two codes of 8 bits and two places of 2 for 4 weights.
+FIVE = Grid(5)
+SPARSE = Grid(8, keep=2, of=4)
 
 
 def variants(model, moments):
@@ -44,7 +48,10 @@ def variants(model, moments):
     return tensors.quantise(folded, plan(TABLE), factors=left)
 
   yield 'int8, inputs too, SmoothQuant', smoothed, 'dynamic'
-  for name, grid in (('4 bits', FOUR), ('3 bits', THREE)):
+  for name, grid in (
+    *(('4 bits', FOUR), ('3 bits', THREE)),
+    *(('5 bits, channels', FIVE), ('8 bits, 2 of 4', SPARSE)),
+  ):
     yield (
       f'{name}, nearest',
       lambda grid=grid: tensors.quantise(params, plan(grid)),
@@ -58,8 +65,9 @@ def variants(model, moments):
 
     yield f'{name}, AWQ', weighed, None
     yield (
+      # With a pattern that is SparseGPT.
       f'{name}, GPTQ',
-      lambda grid=grid: gptq.quantise(params, plan(grid), moments),
+      lambda grid=grid: sparsegpt.quantise(params, plan(grid), moments),
       None,
     )
 

@@ -1,6 +1,7 @@
 """A compressed model as files: bytes, and what is refused."""
 
 import errno
+import hashlib
 import json
 import os
 
@@ -22,6 +23,7 @@ GRIDS = (
   Grid(8), Grid(3, 'tile', 5), Grid(4, 'tensor', symmetric=False),
   Grid(2, rule='ternary'), Grid(1, 'tile', 5, rule='sign'),
   Grid(3, rule='kmeans'), Grid(8, 'tensor', rule='kmeans'),
+  Grid(3, 'tile', 5, rule='clip', keep=2, of=5), Grid(8, keep=1, of=5),
 )  # fmt: skip
 
 
@@ -125,6 +127,76 @@ def test_a_sign_is_one_bit(tmp_path):
     if isinstance(x, tensors.QTensor):
       assert set(np.unique(x.codes)) == {-1, 1}
       assert stored[f'{path}#codes'].nbytes == -(-x.codes.size // 8)
+
+
+def test_of_a_pattern_codes_and_places_are_stored(tmp_path):
+  # 12 inputs have two whole groups, and one of 2 of which both stay.
+  model = compressed(tmp_path / 'bert', Grid(4, keep=3, of=5))
+  artefact.save(model, tmp_path / 'small')
+  stored = safetensors.numpy.load_file(tmp_path / 'small' / artefact.WEIGHTS)
+  again = artefact.load(tmp_path / 'small')
+  jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+  flat = flax.traverse_util.flatten_dict(again.params, sep='/')
+  paths = [path for path, x in flat.items() if isinstance(x, tensors.QTensor)]
+  for path in paths:
+    x = flat[path]
+    inputs, outputs = x.codes.shape
+    kept = sum(min(3, inputs - start) for start in range(0, inputs, 5))
+    assert stored[f'{path}#codes'].nbytes == -(-kept * outputs * 4 // 8)
+    assert stored[f'{path}#places'].nbytes == -(-kept * outputs * 3 // 8)
+    own = [
+      array for name, array in stored.items() if name.startswith(f'{path}#')
+    ]
+    assert x.packed_bytes == sum(array.nbytes for array in own)
+    number = np.count_nonzero(x.codes)
+    assert 0.7 * kept * outputs < number <= kept * outputs
+    for start in range(0, inputs, 5):
+      assert np.count_nonzero(x.codes[start : start + 5], axis=0).max() <= 3
+  assert {flat[path].codes.shape[0] for path in paths} >= {12}
+
+
+def rewritten(folder, change):
+  """The same model with other arrays, under their hash."""
+  arrays = safetensors.numpy.load_file(folder / artefact.WEIGHTS)
+  facts = json.loads((folder / artefact.MANIFEST).read_text())
+  change(arrays)
+  data = safetensors.numpy.save(arrays)
+  facts['weights_sha256'] = hashlib.sha256(data).hexdigest()
+  (folder / artefact.WEIGHTS).write_bytes(data)
+  (folder / artefact.MANIFEST).write_text(json.dumps(facts))
+
+
+def test_places_that_are_none_are_refused(tmp_path):
+  model = compressed(tmp_path / 'bert', Grid(4, keep=3, of=5))
+  path = 'encoder/layer_1/mlp/in/kernel'
+
+  def cut(arrays):
+    arrays[f'{path}#places'] = arrays[f'{path}#places'][:-1]
+
+  def fill(arrays):
+    arrays[f'{path}#places'][:] = 255
+
+  for change, words in (
+    (lambda arrays: arrays.pop(f'{path}#places'), f'{path}#places'),
+    (lambda arrays: arrays.pop(f'{path}#codes'), f'{path}#codes'),
+    (cut, 'codes of 3 bits are'),
+    (fill, 'the places of 3 of 5 codes are not in their groups'),
+  ):
+    artefact.save(model, tmp_path / 'small')
+    rewritten(tmp_path / 'small', change)
+    assert words in refusal(tmp_path / 'small')
+
+
+def test_files_from_before_there_were_patterns_are_read(tmp_path):
+  model = compressed(tmp_path / 'bert', Grid(4))
+  artefact.save(model, tmp_path / 'small')
+  place = tmp_path / 'small' / artefact.MANIFEST
+  facts = json.loads(place.read_text())
+  for own in facts['tensors'].values():
+    assert own.pop('keep') == own.pop('of') == 0
+  place.write_text(json.dumps(facts))
+  again = artefact.load(tmp_path / 'small')
+  jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
 def test_the_parent_is_known_by_its_digest(tmp_path):

@@ -129,6 +129,11 @@ def test_controls_lack_one_idea_each():
     ([{'do': 'train', 'steps': 3, 'learning_rate': 1.0}], ()),
     ([{'do': 'choose_bits', 'budget': 0.2}], ('uniform',)),
     ([PRUNE, {'do': 'choose_bits', 'budget': 0.2}], ('random', 'uniform')),
+    ([{'do': 'round', 'pattern': [2, 4]}], ('dense',)),
+    (
+      [{'do': 'round', 'pattern': [2, 4], 'method': 'gptq'}],
+      ('nearest', 'dense'),
+    ),
     (
       [TRAIN, {'do': 'round', 'method': 'smooth'}],
       ('untrained', 'no_teacher', 'nearest'),
@@ -149,6 +154,36 @@ def test_the_uniform_control_is_within_the_budget():
     'clip',
   )
   assert (last.tables, last.method, last.batches) == (0, 'gptq', 3)
+
+
+@pytest.mark.parametrize(
+  ('row', 'bits'),
+  [
+    # 2 (8 + 2) / 4, 2 (4 + 2) / 4, 1 (8 + 2) / 4, 3 (3 + 3) / 8.
+    ({'pattern': [2, 4]}, 5),
+    ({'pattern': [2, 4], 'bits': 4}, 3),
+    ({'pattern': [1, 4]}, 2),
+    # There are no fewer than two.
+    ({'pattern': [1, 8], 'bits': 4}, 2),
+    ({'pattern': [2, 4], 'bits': 2, 'rule': 'ternary', 'tables': 0}, 2),
+  ],
+)
+def test_the_dense_control_has_as_many_bytes(row, bits):
+  rows = recipe.read([{'do': 'round', 'method': 'gptq', 'batches': 3, **row}])
+  found = command.controls(rows)
+  (dense,) = found['dense']
+  assert dense == dataclasses.replace(rows[0], bits=bits, pattern=())
+  # The other keeps the pattern, of the greatest weights.
+  (nearest,) = found['nearest']
+  assert (nearest.grid, nearest.method) == (rows[0].grid, 'nearest')
+
+
+def test_tables_of_the_dense_control_keep_their_bits():
+  first = recipe.Round(8, pattern=(2, 4), tables=0)
+  assert first.table_grid == (first.dense.table_grid or first.dense.grid)
+  assert first.dense.bits == 5
+  first = recipe.Round(2, rule='ternary', pattern=(2, 4), tables=0)
+  assert first.table_grid == first.dense.grid
 
 
 # A whole compression.

@@ -112,6 +112,12 @@ def test_the_size_of_the_sums_does_not_matter():
   np.testing.assert_array_equal(first, second)
 
 
+def test_patterns_are_for_another_sweep():
+  w_KN, x_RK = problem()
+  with pytest.raises(ValueError, match='use sparsegpt'):
+    gptq.gptq(w_KN, x_RK.T @ x_RK, Grid(3, keep=2, of=4))
+
+
 @pytest.mark.parametrize('grid', [Grid(3), Grid(3, 'tile', 4)], ids=str)
 def test_inputs_that_are_never_seen(grid):
   w_KN, x_RK = problem()

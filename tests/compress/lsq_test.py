@@ -115,5 +115,7 @@ def test_rules_whose_codes_are_not_of_a_step(grid):
   ):
     with pytest.raises(ValueError, match='no step can be learned with rule'):
       call()
+  with pytest.raises(ValueError, match='with the pattern 2 of 4'):
+    lsq.initial_step(normal(K, N), Grid(3, keep=2, of=4))
   with pytest.raises(ValueError, match=r'have to be \(1, 3\), got \(3,\)'):
     lsq.lsq(normal(K, N), np.ones(3), Grid(3))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from effformer import errors
-from effformer.compress import artefact, pipeline, recipe
+from effformer.compress import artefact, outputs, pipeline, recipe
+from effformer.compress.steps import task_of
 from effformer.compress.tensors import QTensor
 from effformer.train import preemption, state
 from tests import slow
@@ -162,6 +163,38 @@ def test_a_step_that_does_not_fit_leaves_nothing(parent, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['recipe.json']
 
 
+def assert_pattern(model, n, m):
+  """No group has more than n, and few have fewer: some are rounded to 0."""
+  flat = flax.traverse_util.flatten_dict(model.params, sep='/')
+  kernels = [x for path, x in flat.items() if path.endswith('kernel')]
+  assert len(kernels) == 3 * 6 + 1
+  assert flat['embedding/embedding'].grid.keep == 0
+  for x in kernels:
+    assert (x.grid.keep, x.grid.of) == (n, m)
+    for start in range(0, len(x.codes), m):
+      group_MN = np.asarray(x.codes[start : start + m])
+      count_N = np.count_nonzero(group_MN, axis=0)
+      assert count_N.max() <= min(n, len(group_MN))
+      if x.grid.bits == 8:
+        assert count_N.mean() > 0.8 * min(n, len(group_MN))
+
+
+def test_training_under_the_pattern_is_training_of_what_is_stored(
+  parent, tmp_path
+):
+  steps = recipe.read([
+    {'do': 'train', 'steps': 3, 'learning_rate': 1e-2, 'rounded': True},
+    {'do': 'round', 'pattern': [2, 5]},
+  ])  # fmt: skip
+  model, _ = run(parent, tmp_path, steps)
+  assert_pattern(model, 2, 5)
+  result = json.loads((tmp_path / 'step_0_train/run/result.json').read_text())
+  task = task_of(model, parent)
+  found_NY, label_N = outputs.of_split(model, task, 'test')
+  loss = -np.log(found_NY[np.arange(len(label_N)), label_N]).mean()
+  np.testing.assert_allclose(result['test']['loss'], loss, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
   'step',
   slow.after(2, [
@@ -173,6 +206,12 @@ def test_a_step_that_does_not_fit_leaves_nothing(parent, tmp_path):
     {'do': 'round', 'bits': 3, 'method': 'awq', 'batches': 1},
     {'do': 'round', 'bits': 8, 'method': 'smooth', 'batches': 1},
     {'do': 'round', 'bits': 2, 'rule': 'ternary', 'tables': 0},
+    {'do': 'round', 'pattern': [2, 5], 'method': 'gptq', 'batches': 1},
+    {'do': 'round', 'pattern': [2, 5], 'method': 'awq', 'batches': 1},
+    {'do': 'round', 'pattern': [2, 5], 'method': 'smooth', 'batches': 1,
+     'activations': 'dynamic'},
+    {'do': 'round', 'pattern': [2, 5], 'bits': 2, 'rule': 'ternary',
+     'tables': 0},
   ]),
 )  # fmt: skip
 def test_every_choice_is_carried_out(parent, tmp_path, step):
@@ -183,6 +222,8 @@ def test_every_choice_is_carried_out(parent, tmp_path, step):
   else:
     table = model.params['embedding']['embedding']
     assert table.grid.bits == (step['bits'] if 'tables' in step else 8)
+    if 'pattern' in step:
+      assert_pattern(artefact.load(tmp_path / 'step_0_round'), 2, 5)
   ids_BT = np.arange(1, 17, dtype='i4')[None]
   outputs = [
     own.module.apply({'params': own.numbers}, ids_BT, np.array([16]))

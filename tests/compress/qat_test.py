@@ -23,6 +23,7 @@ GRIDS = (
   Grid(2, 'tile', 4, rule='ternary'), Grid(2, 'tensor', rule='ternary'),
   Grid(2, 'tile', 4, rule='absmean'), Grid(1, rule='sign'),
   Grid(2, rule='kmeans'), Grid(3, 'tensor', rule='kmeans'),
+  Grid(8, keep=2, of=4), Grid(2, 'tile', 4, rule='ternary', keep=2, of=4),
 )  # fmt: skip
 
 MLP = 'encoder/layer_0/mlp/in/kernel'
@@ -203,10 +204,12 @@ def test_gradients_are_exact_where_nothing_is_rounded():
 
 # Training.
 
+SPARSE = Grid(8, keep=2, of=4)
+
 
 @pytest.mark.parametrize(
   'grid',
-  [Grid(2), Grid(2, rule='ternary'), Grid(2, rule='absmean')],
+  [Grid(2), Grid(2, rule='ternary'), Grid(2, rule='absmean'), SPARSE],
   ids=str,
 )
 def test_training_for_rounding_beats_rounding_after_training(grid):
@@ -217,7 +220,7 @@ def test_training_for_rounding_beats_rounding_after_training(grid):
   w_KN = rng.normal(size=(32, 16)).astype('f4')
   plan = {'out/kernel': grid}
   start = {'params': {'out': {'kernel': w_KN}}, 'steps': {}}
-  if grid.rule == 'extremes':
+  if grid.rule == 'extremes' and not grid.keep:
     start['steps'] = qat.initial_steps(start['params'], plan)
   optimiser = optax.adam(optax.cosine_decay_schedule(0.002, 400))
 
@@ -251,7 +254,11 @@ def test_what_is_refused():
   steps = {QUERY: np.ones((1, H * K), 'f4')}
   with pytest.raises(ValueError, match='which the plan lacks'):
     qat.fake(params(), {OUT: Grid(2)}, steps)
-  for grid in (Grid(1, rule='sign'), Grid(4, symmetric=False)):
+  for grid in (
+    Grid(1, rule='sign'),
+    Grid(4, symmetric=False),
+    Grid(8, keep=2, of=4),
+  ):
     with pytest.raises(ConfigError, match=f'learned for {QUERY}'):
       qat.initial_steps(params(), {QUERY: grid})
   for share, block in ((1.5, (1, 1)), (-0.5, (1, 1)), (0.5, (-1, 0))):

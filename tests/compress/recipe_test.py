@@ -1,5 +1,6 @@
 """Recipes: what is read, what is refused, and which orders can work."""
 
+import dataclasses
 import itertools
 import json
 
@@ -36,6 +37,13 @@ def test_rows_become_steps_and_rows_again():
   # By default labels alone teach.
   train = recipe.read([{'do': 'train', 'steps': 1, 'learning_rate': 1.0}])[0]
   assert (train.lesson.hard, train.lesson.soft) == (1, 0)
+
+
+def test_tables_have_no_pattern():
+  (last,) = recipe.read([{'do': 'round', 'bits': 4, 'pattern': [2, 4]}])
+  assert last.grid == Grid(4, keep=2, of=4)
+  assert last.table_grid == Grid(8)
+  assert dataclasses.replace(last, tables=0).table_grid == Grid(4)
 
 
 def works(order):
@@ -78,6 +86,30 @@ def test_steps_may_come_again():
     ({'do': 'round', 'bits': 9}, 'bits has to be 2 to 8'),
     ({'do': 'round', 'bits': True}, 'bits=True has to be int'),
     ({'do': 'round', 'tables': 1}, 'bits has to be 2 to 8'),
+    ({'do': 'round', 'pattern': [2]}, r'pattern=\(2,\) has to be two numbers'),
+    (
+      {'do': 'round', 'pattern': [4, 4]},
+      'round: a pattern keeps .* got 4 of 4',
+    ),
+    ({'do': 'round', 'pattern': [0, 0]}, 'got 0 of 0'),
+    (
+      {'do': 'round', 'pattern': [2, 4], 'symmetric': False},
+      'needs a symmetric grid',
+    ),
+    (
+      {
+        'do': 'round',
+        'bits': 1,
+        'rule': 'sign',
+        'tables': 0,
+        'pattern': [2, 4],
+      },
+      'a code for 0',
+    ),
+    (
+      {'do': 'round', 'group': 'tile', 'tile': 6, 'pattern': [2, 4]},
+      'tile=6 is no multiple of 4',
+    ),
     ({'do': 'round', 'method': 'best'}, 'one of nearest, gptq'),
     ({'do': 'round', 'batches': 0}, 'batches=0 has to be at least 1'),
     ({'do': 'round', 'activations': 'static'}, "activations='static' has to"),

@@ -154,3 +154,5 @@ def test_other_rules_are_refused():
   for grid in (Grid(2), Grid(2, rule='absmean'), Grid(1, rule='sign')):
     with pytest.raises(ValueError, match="only rule 'ternary'"):
       split.split(weights(), grid)
+  with pytest.raises(ValueError, match='has a pattern'):
+    split.split(weights(), Grid(2, rule='ternary', keep=2, of=4))

@@ -13,7 +13,7 @@ import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from effformer.compress import tensors
+from effformer.compress import patterns, tensors
 from effformer.compress.prune import units as units_lib
 from effformer.compress.prune.units import Units, kind_of
 from effformer.errors import ConfigError
@@ -42,12 +42,6 @@ class Sparsity(NamedTuple):
     return self.num_removed / self.num_params
 
 
-def highest(x_N: Array, count: int | Array) -> Array:
-  """Where the `count` highest along the last axis stand; it may be traced."""
-  order_N = jnp.argsort(-x_N, axis=-1, stable=True)
-  return jnp.argsort(order_N, axis=-1) < count
-
-
 def unstructured(
   scores: Mapping[str, Array], sparsity: float, within: str = 'place'
 ) -> Masks:
@@ -72,19 +66,18 @@ def unstructured(
   def one(path, x):
     x = jnp.asarray(x)
     if within == 'place':
-      return highest(x.ravel(), _rest(x.size, sparsity)).reshape(x.shape)
+      return patterns.highest(x.ravel(), _rest(x.size, sparsity)).reshape(
+        x.shape
+      )
     s_KN = tensors.matrix(path, x)
-    keep_NK = highest(s_KN.T, _rest(s_KN.shape[0], sparsity))
+    keep_NK = patterns.highest(s_KN.T, _rest(s_KN.shape[0], sparsity))
     return tensors.from_matrix(keep_NK.T, x.shape, is_table=False)
 
   return {path: one(path, x) for path, x in scores.items()}
 
 
 def n_of_m(scores: Mapping[str, Array], n: int, m: int) -> Masks:
-  """Masks that keep exactly n of every m weights of an output.
-
-  The groups lie along the axis of inputs. The last one may have fewer than m:
-  n of these stay, all if there are no more.
+  """Masks that keep exactly n of every m weights of an output; see `patterns`.
 
   Raises:
     ConfigError: not 1 <= n <= m.
@@ -92,13 +85,7 @@ def n_of_m(scores: Mapping[str, Array], n: int, m: int) -> Masks:
   check_pattern(n, m)
 
   def one(path, x):
-    s_KN = tensors.matrix(path, jnp.asarray(x))
-    inputs, outputs = s_KN.shape
-    padded_KN = jnp.pad(
-      s_KN, ((0, -inputs % m), (0, 0)), constant_values=-jnp.inf
-    )
-    s_NGM = padded_KN.T.reshape(outputs, -1, m)
-    keep_KN = highest(s_NGM, n).reshape(outputs, -1).T[:inputs]
+    keep_KN = patterns.stays(tensors.matrix(path, jnp.asarray(x)), n, m)
     return tensors.from_matrix(keep_KN, x.shape, is_table=False)
 
   return {path: one(path, x) for path, x in scores.items()}
@@ -148,7 +135,8 @@ def structured(
     # What stays anyway is ranked above all.
     if not is_alone:
       own = {
-        name: jnp.where(highest(x, 1), jnp.inf, x) for name, x in own.items()
+        name: jnp.where(patterns.highest(x, 1), jnp.inf, x)
+        for name, x in own.items()
       }
     found |= _jointly(own, max(_rest(number, ratio), least))
   return {name: found[name] for name in scores}
@@ -210,7 +198,7 @@ def _kept(flat, masks, units, *, by_exits):
 def _jointly(scores, count):
   """The `count` highest of all."""
   arrays = [jnp.asarray(x) for x in scores.values()]
-  keep_N = highest(jnp.concatenate([x.ravel() for x in arrays]), count)
+  keep_N = patterns.highest(jnp.concatenate([x.ravel() for x in arrays]), count)
   ends = np.cumsum([x.size for x in arrays])
   parts = jnp.split(keep_N, ends[:-1])
   return {

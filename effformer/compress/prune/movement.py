@@ -20,8 +20,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from effformer.compress import grid as grids
-from effformer.compress import tensors
+from effformer.compress import patterns, straight, tensors
 from effformer.compress.prune import masks
 from effformer.errors import ConfigError
 from effformer.shapes import Array, ArrayLike
@@ -48,7 +47,7 @@ def hard_masks(scores: Mapping[str, Array], keep: ArrayLike) -> masks.Masks:
 
   def one(x):
     count = jnp.round(jnp.asarray(keep) * x.size)
-    return masks.highest(x.ravel(), count).reshape(x.shape)
+    return patterns.highest(x.ravel(), count).reshape(x.shape)
 
   return {path: one(x) for path, x in scores.items()}
 
@@ -86,5 +85,5 @@ def _masked(params, scores, keep):
   flat = dict(tensors.flatten(params))
   for path, x in scores.items():
     mask = keep[path].astype(flat[path].dtype)
-    flat[path] = flat[path] * grids.straight_through(x, mask, True)
+    flat[path] = flat[path] * straight.through(x, mask, True)
   return flax.traverse_util.unflatten_dict(flat, sep='/')

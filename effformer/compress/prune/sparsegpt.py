@@ -10,7 +10,9 @@ The mask m of a block of rows is chosen when its first row is reached, from what
 the rows are then: those of lowest w^2 / U_ii^2 leave, which is the error that
 optimal brain surgeon adds, over all outputs of the block (section 3.3); with n
 of m the blocks are of m rows, and n stay of each output. With a grid what stays
-is rounded in the same sweep (section 3.5), with scales of tiles as in `gptq`.
+is rounded in the same sweep (section 3.5), with scales of tiles as in `gptq`;
+where the grid has a pattern they are of the weights of greatest size, as the
+mask is not known when a tile begins.
 
 An input that is always 0 leaves first, and has no error to make up for.
 
@@ -18,15 +20,18 @@ Time k^2 n for each matrix, memory k^2 + k n.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from effformer.compress import gptq
+from effformer.compress import gptq, patterns
 from effformer.compress import grid as grids
+from effformer.compress.calibrate import Moments
 from effformer.compress.grid import Grid, Scales
 from effformer.compress.prune import masks
+from effformer.compress.tensors import Plan
 from effformer.errors import ConfigError
 from effformer.shapes import Array
 
@@ -66,12 +71,13 @@ def sparsegpt(
       (n, m), to keep n of every m inputs of an output (of a last group of
       fewer, n or all).
     block: rows that a mask is chosen for; n of m has blocks of m.
-    grid: to round to; None to keep float32.
+    grid: to round to; None to keep float32. A pattern that it has is that of
+      `sparsity`.
     damp: share of the mean of the diagonal that is added to it.
 
   Raises:
     ConfigError: sparsity is no share, or not 1 <= n <= m.
-    ValueError: a block has no rows.
+    ValueError: a block has no rows, or the grid has another pattern.
   """
   if isinstance(sparsity, tuple):
     masks.check_pattern(*sparsity)
@@ -79,7 +85,44 @@ def sparsegpt(
     raise ConfigError(f'sparsity has to be 0 to 1, got {sparsity}.')
   if block < 1:
     raise ValueError(f'block has to be at least 1, got {block}')
+  if grid and grid.keep and (grid.keep, grid.of) != sparsity:
+    raise ValueError(f'{grid} has another pattern than {sparsity}')
   return _sweep(w_KN, gram_KK, sparsity, block, grid, damp)
+
+
+def quantise(
+  params: Any,
+  plan: Plan,
+  moments: Mapping[str, Moments],
+  *,
+  factors: Mapping[str, Array] | None = None,
+  damp: float = gptq.DAMP,
+) -> Any:
+  """`gptq.quantise`, by SparseGPT where grids have patterns.
+
+  What is in the plan and not in `moments` keeps the weights of greatest size.
+
+  Args:
+    params: of a model.
+    plan: what is rounded.
+    moments: from `calibrate.collect`.
+    factors: as of `gptq.quantise`.
+    damp: see `sparsegpt`.
+
+  Raises:
+    ConfigError: see `tensors.quantise`.
+  """
+  return gptq.quantise(
+    params, plan, moments, factors=factors, damp=damp, sweep=_rounded
+  )
+
+
+def _rounded(w_KN, gram_KK, grid, *, damp):
+  if not grid.keep:
+    return gptq.gptq(w_KN, gram_KK, grid, damp=damp)
+  pattern = (grid.keep, grid.of)
+  found = sparsegpt(w_KN, gram_KK, pattern, grid=grid, damp=damp)
+  return found.codes_KN, found.scales
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -106,15 +149,15 @@ def _sweep(w_KN, gram_KK, sparsity, block, grid, damp):
     error_CN = jnp.where(rows(seen_K)[:, None], error_CN, 0.0)
     # Rows behind the last are 0, and of equal ones the earlier stay.
     if is_pattern:
-      return masks.highest(error_CN.T, sparsity[0]).T
+      return patterns.highest(error_CN.T, sparsity[0]).T
     size = jnp.minimum(length, k - start) * n
     stay = size - jnp.round(sparsity * size).astype(jnp.int32)
-    return masks.highest(error_CN.ravel(), stay).reshape(error_CN.shape)
+    return patterns.highest(error_CN.ravel(), stay).reshape(error_CN.shape)
 
   def scaled(w_KN, start):
-    return grids.scales(
-      jax.lax.dynamic_slice_in_dim(w_KN, start, tile), grid.of_tile
-    )
+    own_TN = jax.lax.dynamic_slice_in_dim(w_KN, start, tile)
+    count = jnp.minimum(tile, k - start) if grid.tile else None
+    return grids.scales(own_TN, grid.of_tile, count)
 
   def row(carry, i):
     w_KN, keep_CN, found = carry
@@ -128,8 +171,9 @@ def _sweep(w_KN, gram_KK, sparsity, block, grid, damp):
       found = jax.lax.cond(
         i % tile == 0, lambda: scaled(w_KN, i), lambda: found
       )
-      codes_1N = grids.encode(new_1N, found, grid.of_tile)
-      new_1N = grids.decode(codes_1N, found, grid.of_tile)
+      own = grid.of_tile.dense
+      codes_1N = grids.encode(new_1N, found, own)
+      new_1N = grids.decode(codes_1N, found, own)
     u_K = jnp.pad(upper_KK[i], (0, rest))
     error_1N = (w_KN[i][None] - new_1N) / u_K[i]
     later_K = jnp.where(number_K > i, u_K, 0.0)

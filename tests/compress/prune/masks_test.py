@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from effformer.compress import tensors
+from effformer.compress import patterns, tensors
 from effformer.compress.prune import masks, units
 from effformer.errors import ConfigError
 from tests.compress.prune.models import classifier, some
@@ -43,7 +43,7 @@ def kept_by_hand(x_N, count):
   count=st.integers(0, 9),
 )
 def test_the_highest(x_N, count):
-  found = masks.highest(x_N, count)
+  found = patterns.highest(x_N, count)
   np.testing.assert_array_equal(found, kept_by_hand(x_N, count))
 
 

@@ -14,6 +14,10 @@ SPARSITIES = [0.5, 0.3, (2, 4), (1, 3)]
 BLOCKS = [4, 10, 128]
 GRIDS = [
   None, Grid(4), Grid(3, 'tile', 3), Grid(4, 'tensor', symmetric=False),
+  # Means of a last tile of two.
+  Grid(2, 'tile', 4, rule='ternary'),
+  Grid(3, keep=2, of=4), Grid(2, 'tile', 4, rule='ternary', keep=2, of=4),
+  Grid(2, 'tensor', rule='absmean', keep=1, of=3),
 ]  # fmt: skip
 
 
@@ -46,6 +50,9 @@ def by_definition(w_KN, gram_KK, sparsity, block, grid, damp):
     grid.bits,
     'tensor' if grid.group == 'tensor' else 'channel',
     symmetric=grid.symmetric,
+    rule=grid.rule,
+    keep=grid.keep,
+    of=grid.of,
   )
   for i in range(K):
     if i == 0 or i == block_start + step:
@@ -71,6 +78,8 @@ def by_definition(w_KN, gram_KK, sparsity, block, grid, damp):
 @pytest.mark.parametrize('sparsity', SPARSITIES, ids=str)
 def test_weights_are_those_of_the_definition(sparsity, block, grid):
   if isinstance(sparsity, tuple) and block != BLOCKS[0]:
+    return
+  if grid and grid.keep and (grid.keep, grid.of) != sparsity:
     return
   w_KN, x_RK = problem()
   gram_KK = x_RK.T @ x_RK
@@ -164,5 +173,10 @@ def test_what_cannot_be_pruned():
   for sparsity in (-0.1, 1.1, (0, 4), (5, 4)):
     with pytest.raises(ConfigError, match=r'0 to 1|of 4'):
       sparsegpt.sparsegpt(w_KN, x_RK.T @ x_RK, sparsity)
+  for sparsity in (0.5, (1, 4)):
+    with pytest.raises(ValueError, match='has another pattern than'):
+      sparsegpt.sparsegpt(
+        w_KN, x_RK.T @ x_RK, sparsity, grid=Grid(4, keep=2, of=4)
+      )
   with pytest.raises(ValueError, match='at least 1'):
     sparsegpt.sparsegpt(w_KN, x_RK.T @ x_RK, 0.5, block=0)
