@@ -23,6 +23,7 @@ LESSON = {'hard': 0.5, 'soft': 1.0, 'states': 1.0, 'temperature': 2.0}
 # Of sentence encoders: the vectors of the teacher, without labels.
 LESSON_OF_VECTORS = {'hard': 0.0, 'soft': 0.0, 'vectors': 1.0, 'states': 1.0}
 _INT8 = {'do': 'round', 'bits': 8}
+_SIGNS = {'do': 'round', 'bits': 1, 'rule': 'sign', 'tables': 0}
 _TILES = {'group': 'tile', 'tile': 32, 'rule': 'clip'}
 
 
@@ -110,9 +111,13 @@ def table(
       {**train, 'rounded': True},
       {'do': 'round', 'bits': 2, 'rule': 'ternary', 'tables': 0},
     ],
-    'binary-kd': [
+    'binary-kd': [{**train, 'rounded': True}, _SIGNS],
+    # Each training has as many steps as the one of the rows before.
+    'binary-split': [
       {**train, 'rounded': True},
-      {'do': 'round', 'bits': 1, 'rule': 'sign', 'tables': 0},
+      {'do': 'split'},
+      {**train, 'rounded': True},
+      _SIGNS,
     ],
   }
 

@@ -165,7 +165,8 @@ class Train:
     learning_rate: its peak, after a tenth of the steps; then a cosine to 0.
     lesson: see `teaching.Lesson`; by default labels alone.
     rounded: whether the loss is that of the parameters as the last step rounds
-      them, with gradients straight through (`qat`).
+      them, with gradients straight through (`qat`); before a split, as ternary
+      ones with the groups of the last step.
   """
 
   rank: ClassVar[None] = None
@@ -181,6 +182,16 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Split:
+  """Ternary matrices become sums of two binary ones; `halves.of`.
+
+  Those that the last step rounds by its rule 'sign', in its groups.
+  """
+
+  rank: ClassVar[int] = 2
+
+
+@dataclasses.dataclass(frozen=True)
 class Round:
   """All matrices become codes; `tensors.quantise`.
 
@@ -193,7 +204,7 @@ class Round:
       of them, too, and products of integers, which rule 'kmeans' has none of.
   """
 
-  rank: ClassVar[int] = 2
+  rank: ClassVar[int] = 3
   bits: int = 8
   group: str = 'channel'
   tile: int = 0
@@ -247,7 +258,7 @@ class ChooseBits:
     max_trials: plans that are measured at most.
   """
 
-  rank: ClassVar[int] = 2
+  rank: ClassVar[int] = 3
   budget: float
   choices: tuple[int, ...] = (8, 6, 5, 4, 3, 2)
   tile: int = 32
