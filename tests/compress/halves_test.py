@@ -25,6 +25,7 @@ from effformer.compress.grid import Grid
 from effformer.errors import CheckpointError, ConfigError
 from effformer.train import optimiser
 from tests import slow
+from tests.compress.fold_test import CASES, IDS, LENGTHS, T, model_of
 from tests.compress.networks import batch_of, layer, network
 from tests.pretrained.golden_test import folder_of, golden, outputs
 
@@ -38,7 +39,7 @@ PLANS = {
 }
 NETWORKS = {
   'full': lambda: network([layer(), layer(mlp_width=9)]),
-  'performer': lambda: network([layer('performer', features=4)]),
+  'performer': lambda: network([layer('performer', num_features=4)]),
   'pair': lambda: network([layer('local', window=3)], 'pair_classifier'),
   'narrow': lambda: network([layer()], 'predictor', embedding_width=5),
 }
@@ -66,7 +67,7 @@ def run(module, params, *batch, **keywords):
   )
 
 
-@pytest.mark.parametrize('plan', slow.after(2, PLANS))
+@pytest.mark.parametrize('plan', slow.after(1, PLANS))
 @pytest.mark.parametrize('name', slow.after(1, NETWORKS))
 def test_the_binary_model_begins_as_the_ternary_one(name, plan):
   module, params = NETWORKS[name]()
@@ -84,6 +85,25 @@ def test_the_binary_model_begins_as_the_ternary_one(name, plan):
   assert np.abs(plain - wanted).max() > 1e-2
   # Without rounding it is the model as it was.
   np.testing.assert_allclose(run(module, made, *batch), plain, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('mechanism', 'settings'), CASES, ids=str)
+def test_every_mechanism_runs_from_both_halves(mechanism, settings):
+  _, module, params = model_of(mechanism, settings)
+  _, made, binary = plans(params, 'channel')
+  codes = tensors.quantise(made, binary)
+  numbers = halves.joined(tensors.dequantise(codes))
+  keep_BT = np.arange(T) < LENGTHS[:, None]
+  own, wanted = (
+    run(module, x, IDS, LENGTHS, method='vectors')[keep_BT]
+    for x in (codes, numbers)
+  )
+  np.testing.assert_allclose(own, wanted, atol=1e-4)
+  dynamic = run(
+    module, codes, IDS, LENGTHS, method='vectors', activations='dynamic'
+  )
+  assert np.isfinite(dynamic[keep_BT]).all()
 
 
 def test_a_pretrained_encoder_begins_as_the_ternary_one(tmp_path):
