@@ -25,6 +25,7 @@ LESSON_OF_VECTORS = {'hard': 0.0, 'soft': 0.0, 'vectors': 1.0, 'states': 1.0}
 # What goes on inside, without labels.
 INSIDE = {'hard': 0.0, 'soft': 0.0, 'states': 1.0, 'mixers': 1.0}
 _INT8 = {'do': 'round', 'bits': 8}
+_SIGNS = {'do': 'round', 'bits': 1, 'rule': 'sign', 'tables': 0}
 _TILES = {'group': 'tile', 'tile': 32, 'rule': 'clip'}
 
 
@@ -121,9 +122,13 @@ def table(
       {**train, 'rounded': True},
       {'do': 'round', 'bits': 2, 'rule': 'ternary', 'tables': 0},
     ],
-    'binary-kd': [
+    'binary-kd': [{**train, 'rounded': True}, _SIGNS],
+    # Each training has as many steps as the one of the rows before.
+    'binary-split': [
       {**train, 'rounded': True},
-      {'do': 'round', 'bits': 1, 'rule': 'sign', 'tables': 0},
+      {'do': 'split'},
+      {**train, 'rounded': True},
+      _SIGNS,
     ],
   }
 

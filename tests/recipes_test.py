@@ -67,6 +67,22 @@ def test_a_third_of_the_width_has_heads_of_even_width(word, name, width):
   )
 
 
+@pytest.mark.parametrize('name', FILES)
+def test_halves_are_binary_where_the_ternary_recipe_rounds(name):
+  """Codes of as many bits, and trainings of as many steps each."""
+  first, _, second, last = recipe.read(
+    steps_of(load('binary-split,quick', name=name))
+  )
+  for word, row in (('ternary-kd', None), ('binary-kd', last)):
+    train, end = recipe.read(steps_of(load(f'{word},quick', name=name)))
+    assert first == second == train
+    assert row in (None, end)
+    assert (
+      (end.tables, end.group) == (last.tables, last.group) == (0, 'channel')
+    )
+  assert first.lesson.states == 1
+
+
 def test_the_first_recipe_is_that_without_a_word():
   assert load('linear,quick').compress.recipe == 'int8-storage'
   assert load('linear,quick').mixer.name == 'linear'

@@ -24,7 +24,7 @@ import safetensors.numpy
 
 import effformer
 from effformer import config as config_lib
-from effformer.compress import packing, patterns, tensors
+from effformer.compress import halves, packing, patterns, tensors
 from effformer.compress.grid import Grid, scales_shape
 from effformer.compress.tensors import QTensor
 from effformer.errors import CheckpointError
@@ -51,7 +51,8 @@ class Compressed(NamedTuple):
     config: what describes it, layer by layer where layers differ.
     kind: see `build.of_kind`.
     vocabulary_size, num_classes, causal: see there.
-    params: parameters; those that are rounded are `QTensor`.
+    params: parameters; those that are rounded are `QTensor`, and some may be
+      two (`halves`).
     parent_sha256: digest of the parameters that it was made of.
     steps: what was done to them, in words and numbers, in order.
     activations: '' or 'dynamic', see `running.apply`.
@@ -77,8 +78,8 @@ class Compressed(NamedTuple):
 
   @property
   def numbers(self) -> Any:
-    """The parameters as float32."""
-    return tensors.dequantise(self.params)
+    """The parameters of the network as float32."""
+    return halves.joined(tensors.dequantise(self.params))
 
 
 def make(
@@ -239,7 +240,13 @@ def _unpacked(arrays: dict[str, np.ndarray], packed: Mapping[str, Any]):
     facts = dict(facts)
     shape = tuple(facts.pop('shape'))
     flat[path] = _unpacked_tensor(arrays, path, Grid(**facts), shape)
-  return flax.traverse_util.unflatten_dict(flat, sep='/')
+  for name in arrays:
+    path = name.partition(_PART)[0]
+    if path not in flat:
+      raise ValueError(f'there are codes of {path}, which it does not name')
+  params = flax.traverse_util.unflatten_dict(flat, sep='/')
+  halves.check(params)
+  return params
 
 
 def _unpacked_tensor(

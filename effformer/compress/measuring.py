@@ -10,6 +10,7 @@ from effformer import durable, errors
 from effformer.compress import (
   artefact,
   choices,
+  halves,
   latency_table,
   outputs,
   pipeline,
@@ -112,7 +113,7 @@ def _beside(models, parent, check, console):
 
 def _timed(parent, small):
   timed = {speed.PARENT: parent, 'compressed': small}
-  if _grids(small.params):
+  if _words(small.params):
     timed['compressed, as numbers'] = small._replace(
       params=small.numbers, activations=''
     )
@@ -134,10 +135,11 @@ def plan(model: Compressed) -> list[dict[str, Any]]:
   """What each layer of a model is, and the bits of all matrices, in words.
 
   Returns:
-    Rows with `part`, `shape` (what a layer is) and `bits`.
+    Rows with `part`, `shape` (what a layer is) and `bits`, 'twice' those of a
+    matrix that is a sum of two.
   """
   layers = build.layer_configs(model.config, causal=model.causal)
-  rows, grids = [], _grids(model.params)
+  rows, words = [], _words(model.params)
   for index, (layer, name) in enumerate(
     zip(layers, encoder.layer_names(layers), strict=True)
   ):
@@ -153,36 +155,42 @@ def plan(model: Compressed) -> list[dict[str, Any]]:
       shapes['bottleneck'] = f'{width} to {layer.bottleneck} and back'
     for part, shape in shapes.items():
       path = f'encoder/{name}/{part}/'
-      bits = {grid for own, grid in grids.items() if own.startswith(path)}
+      bits = {own for place, own in words.items() if place.startswith(path)}
       rows.append(
-        {'part': f'layer {index} {part}', 'shape': shape, 'bits': _words(bits)}
+        {'part': f'layer {index} {part}', 'shape': shape, 'bits': _all(bits)}
       )
   for path, x in tensors.flatten(model.params).items():
-    is_matrix = path in grids or tensors.is_rounded(path, x)
-    if not path.startswith('encoder/') and is_matrix:
+    is_matrix = path in words or tensors.is_rounded(path, x)
+    is_within = path.startswith('encoder/')
+    if is_matrix and not is_within and not halves.is_other(path):
       shape = ' x '.join(map(str, x.shape))
-      own = {grids[path]} if path in grids else set()
-      rows.append({'part': path, 'shape': shape, 'bits': _words(own)})
+      own = {words[path]} if path in words else set()
+      rows.append({'part': path, 'shape': shape, 'bits': _all(own)})
   return rows
 
 
-def _grids(params):
+def _words(params) -> dict[str, str]:
+  """Path of a matrix of codes -> its bits in words."""
+  flat = tensors.flatten(params)
+  twice = {halves.place(path) for path in flat if halves.is_other(path)}
   return {
-    path: x.grid
-    for path, x in tensors.flatten(params).items()
-    if isinstance(x, QTensor)
+    path: ('twice ' if path in twice else '') + _word(x.grid)
+    for path, x in flat.items()
+    if isinstance(x, QTensor) and not halves.is_other(path)
   }
 
 
-def _words(grids: Iterable) -> str:
-  words = sorted(
+def _word(grid) -> str:
+  return (
     f'{grid.bits} a {grid.group}'
     + (f' of {grid.tile}' if grid.tile else '')
     + (f', {grid.rule}' if grid.rule not in ('extremes', 'clip') else '')
     + (f', {grid.keep} of {grid.of} inputs' if grid.keep else '')
-    for grid in grids
   )
-  return ' and '.join(words) or 'float32'
+
+
+def _all(words: Iterable[str]) -> str:
+  return ' and '.join(sorted(words)) or 'float32'
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ import jax
 import ml_collections
 
 from effformer import durable, errors, tasks
-from effformer.compress import artefact, choices, recipe, steps
+from effformer.compress import artefact, choices, recipe, steps, tensors
 from effformer.compress.artefact import Compressed
 from effformer.compress.places import Parent, Place
 from effformer.models import classifier, embedder
@@ -115,7 +115,7 @@ def run(
       current = steps.CARRY[type(step)](step, current, place)
       current = current._replace(steps=tuple(done[: number + 1]))
       size = artefact.save(current, own)
-      count = state.num_params(current.numbers)
+      count = state.num_params(tensors.dequantise(current.params))
       console.say(f'  {count:,} parameters, {size:,} bytes on disk')
     if isinstance(step, recipe.DropLayers):
       kept = tuple(kept[index] for index in step.keep)

@@ -11,8 +11,9 @@
 
 Layers leave, become one or narrower, and attention, activations and norms are
 swapped before units are pruned or matrices factorised, since these are chosen
-by the model that will be; rounding comes last, since codes cannot be trained
-and scales go stale when weights move.
+by the model that will be; matrices are split in two after that, once they are
+ternary; rounding comes last, since codes cannot be trained and scales go stale
+when weights move.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from effformer.compress.step_kinds import (
   Prune,
   Share,
   Simplify,
+  Split,
   Swap,
   Train,
 )
@@ -48,6 +50,7 @@ Step = (
   | Factorise
   | ChooseUnits
   | Train
+  | Split
   | Round
   | ChooseBits
 )
@@ -62,6 +65,7 @@ STEPS: dict[str, type] = {
   'factorise': Factorise,
   'choose_units': ChooseUnits,
   'train': Train,
+  'split': Split,
   'round': Round,
   'choose_bits': ChooseBits,
 }
@@ -85,7 +89,11 @@ def read(rows: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
 
 
 def check_order(steps: Sequence[Step]) -> None:
-  """Raises ConfigError where a step comes too late to be of use."""
+  """Raises ConfigError where a step comes too late to be of use.
+
+  A split needs weights that were trained to be ternary, unless nothing is
+  trained at all, which is the control of that.
+  """
   latest, before = 0, ''
   for step in steps:
     name = name_of(step)
@@ -103,6 +111,13 @@ def check_order(steps: Sequence[Step]) -> None:
       latest, before = step.rank, name
     if isinstance(step, Train) and step.rounded:
       _check_rounded(steps[-1])
+  if has_split(steps):
+    _check_split(steps)
+
+
+def has_split(steps: Sequence[Step]) -> bool:
+  """Whether matrices become sums of two on the way."""
+  return any(isinstance(step, Split) for step in steps)
 
 
 def _check_rounded(last: Step) -> None:
@@ -110,6 +125,33 @@ def _check_rounded(last: Step) -> None:
     refuse(
       'train with rounded=True trains for the last step, which then has to be '
       f"round with method='nearest', not {name_of(last)}"
+    )
+
+
+def _check_split(steps: Sequence[Step]) -> None:
+  places = [i for i, step in enumerate(steps) if isinstance(step, Split)]
+  if len(places) > 1:
+    refuse('split comes twice: halves are binary, and are not split again')
+  last = steps[-1]
+  is_sign = isinstance(last, Round) and last.rule == 'sign'
+  if not (is_sign and last.method == 'nearest'):
+    refuse(
+      'split makes sums of two binary matrices, so the last step has to be '
+      "round with bits=1, rule='sign' and method='nearest'"
+    )
+  before, after = (
+    [step for step in own if isinstance(step, Train)]
+    for own in (steps[: places[0]], steps[places[0] :])
+  )
+  if (before or after) and not (before and before[-1].rounded):
+    refuse(
+      'split is of weights that were trained to be ternary: the last train '
+      'before it needs rounded=True'
+    )
+  if not all(step.rounded for step in after):
+    refuse(
+      'train after split needs rounded=True: what is trained as numbers is no '
+      'sum of binary matrices'
     )
 
 
@@ -149,7 +191,8 @@ def _step(row) -> Step:
   fields = {field.name: field for field in dataclasses.fields(cls)}
   for key in settings:
     if key not in fields:
-      refuse(f'{name} has no setting {key!r}; it has {", ".join(fields)}')
+      known = ', '.join(fields) or 'none'
+      refuse(f'{name} has no setting {key!r}; it has {known}')
   for key, field in fields.items():
     has_default = {field.default, field.default_factory} != _MISSING
     if key not in settings and not has_default:

@@ -31,7 +31,7 @@ class Round:
       of them, too, and products of integers, which rule 'kmeans' has none of.
   """
 
-  rank: ClassVar[int] = 2
+  rank: ClassVar[int] = 3
   bits: int = 8
   group: str = 'channel'
   tile: int = 0
@@ -112,7 +112,7 @@ class ChooseBits:
     max_trials: plans that are measured at most.
   """
 
-  rank: ClassVar[int] = 2
+  rank: ClassVar[int] = 3
   COST: ClassVar[str] = 'bytes'
   budget: float
   choices: tuple[int, ...] = (8, 6, 5, 4, 3, 2)

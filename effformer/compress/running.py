@@ -8,10 +8,14 @@ lies in memory between calls, are codes.
 
 With `activations=None` a kernel is decoded at each call, and multiplied as
 numbers. That makes a model small; it makes it no faster, since decoding comes
-on top. With rounded activations integers are multiplied, see `int8`.
+on top. With rounded activations integers are multiplied, see `int8`. Of a sum
+of two matrices (`halves`) both are decoded and added, and multiplied once;
+integers are multiplied twice.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +25,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from effformer.compress import int8, tensors
+from effformer.compress import halves, int8, tensors
 from effformer.compress.tensors import QTensor
 from effformer.errors import ConfigError
 from effformer.models.predictor import Predictor
@@ -44,6 +48,21 @@ class _Static:
     return self.tensor.shape
 
 
+@flax.struct.dataclass
+class _Sum:
+  """Two halves of a matrix."""
+
+  parts: tuple[QTensor | _Static, QTensor | _Static]
+
+  @property
+  def shape(self):
+    """Of the parameter."""
+    return self.parts[0].shape
+
+
+_Codes = QTensor | _Static | _Sum
+
+
 def apply(
   module: nn.Module,
   params: Any,
@@ -57,13 +76,14 @@ def apply(
 
   Args:
     module: the network.
-    params: numbers and `QTensor`s. Layers that are alike are compiled once
-      where their grids are equal too.
+    params: numbers and `QTensor`s, some of them halves. Layers that are alike
+      are compiled once where their grids are equal too.
     *args: of the module.
     activations: None for inputs of dense layers as they are; 'dynamic' for 8
       bits with a scale for each token; or static scales by paths of kernels,
-      see `int8.static_scales`. Kernels that are not named have their inputs as
-      they are; in a stream, name those of all layers or of none.
+      see `int8.static_scales`, one for both halves. Kernels that are not named
+      have their inputs as they are; in a stream, name those of all layers or of
+      none.
     **kwargs: of the module, and of `module.apply`, such as `method`.
 
   Raises:
@@ -82,20 +102,20 @@ def apply(
     own, method = context.module, context.method_name
     if isinstance(own, nn.Dense | nn.DenseGeneral) and method == '__call__':
       leaf = own.get_variable('params', 'kernel')
-      if isinstance(leaf, QTensor | _Static):
+      if isinstance(leaf, _Codes):
         return _dense(own, leaf, arguments[0], is_dynamic)
     elif isinstance(own, nn.Embed) and method in ('setup', '__call__'):
       leaf = own.get_variable('params', 'embedding')
-      if isinstance(leaf, QTensor | _Static):
+      if isinstance(leaf, _Codes):
         # The set-up would ask for an array.
         return None if method == 'setup' else _rows(own, leaf, arguments[0])
     elif isinstance(own, Predictor) and method == 'tied_logits':
       leaf = own.get_variable('params', 'embedding')['embedding']
-      if isinstance(leaf, QTensor | _Static):
+      if isinstance(leaf, _Codes):
         return _over_last(leaf, arguments[0], is_dynamic)
     elif isinstance(own, Predictor) and method == 'narrowed':
       leaf = (own.get_variable('params', 'embedding_out') or {}).get('kernel')
-      if isinstance(leaf, QTensor | _Static):
+      if isinstance(leaf, _Codes):
         return _over_outputs(leaf, arguments[0])
     return call(*arguments, **keywords)
 
@@ -107,19 +127,24 @@ def _ready(params, scales):
   flat = flax.traverse_util.flatten_dict(params, sep='/')
   for path in scales:
     is_called = path.rpartition('/')[2] not in _READ_AT_ONCE
-    if not (isinstance(flat.get(path), QTensor) and is_called):
+    is_whole = not halves.is_other(path)
+    if not (isinstance(flat.get(path), QTensor) and is_called and is_whole):
       raise ConfigError(
         f'activations has a scale for {path}, which is no dense layer that is '
         'kept as codes.\nLeave it out.'
       )
   ready = {}
   for path, x in flat.items():
-    if path in scales:
-      x = _Static(x, jnp.asarray(scales[path], jnp.float32))
+    if halves.place(path) in scales:
+      scale = scales[halves.place(path)]
+      x = _Static(x, jnp.asarray(scale, jnp.float32))
     elif isinstance(x, QTensor) and path.rpartition('/')[2] in _READ_AT_ONCE:
       x = tensors.dequantised(x)
     ready[path] = x
-  return flax.traverse_util.unflatten_dict(ready, sep='/')
+  return halves.joined(
+    flax.traverse_util.unflatten_dict(ready, sep='/'),
+    lambda a, b: _Sum((a, b)) if isinstance(a, _Codes) else a + b,
+  )
 
 
 def _dense(dense, leaf, x, is_dynamic):
@@ -128,7 +153,7 @@ def _dense(dense, leaf, x, is_dynamic):
   axes = (axis,) if isinstance(axis, int) else tuple(axis)
   kept = x.ndim - len(axes)
   inputs = math.prod(x.shape[kept:])
-  codes = _tensor(leaf).codes
+  codes = _tensor(_parts(leaf)[0]).codes
   is_last = sorted(a % x.ndim for a in axes) == list(range(kept, x.ndim))
   if not is_last or inputs != codes.shape[0]:
     raise ValueError(
@@ -147,15 +172,18 @@ def _dense(dense, leaf, x, is_dynamic):
 
 def _over_last(leaf, x, is_dynamic, precision=None):
   """The product with the last axis of x, in its type."""
-  x_LK = x.reshape(-1, x.shape[-1])
-  if isinstance(leaf, _Static):
-    y_LN = int8.product(x_LK, leaf.tensor, leaf.scale)
-  elif is_dynamic:
-    y_LN = int8.product(x_LK, leaf)
+  x_LK, parts = x.reshape(-1, x.shape[-1]), _parts(leaf)
+  if is_dynamic or isinstance(parts[0], _Static):
+    y_LN = _added(_product(x_LK, own) for own in parts)
   else:
-    w_KN = tensors.decoded(leaf).astype(x.dtype)
+    w_KN = _decoded(leaf).astype(x.dtype)
     y_LN = jnp.matmul(x_LK, w_KN, precision=precision)
   return y_LN.reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+
+def _product(x_LK, part):
+  scale = part.scale if isinstance(part, _Static) else None
+  return int8.product(x_LK, _tensor(part), scale)
 
 
 def _over_outputs(leaf, x):
@@ -163,12 +191,16 @@ def _over_outputs(leaf, x):
 
   Its scales are of what is summed over, so that integers cannot be multiplied.
   """
-  return x @ tensors.decoded(_tensor(leaf)).astype(x.dtype).T
+  return x @ _decoded(leaf).astype(x.dtype).T
 
 
 def _rows(embed, leaf, ids):
   """What `nn.Embed` gives; of the table only these rows are decoded."""
-  table = _tensor(leaf)
+  return _added(_rows_of(embed, own, ids) for own in _parts(leaf))
+
+
+def _rows_of(embed, part, ids):
+  table = _tensor(part)
   number = table.shape[0]
   if number == 1:
     # It has this row for all ids.
@@ -187,5 +219,18 @@ def _rows(embed, leaf, ids):
   return x_LD.reshape(*ids.shape, -1).astype(embed.dtype or jnp.float32)
 
 
-def _tensor(leaf):
-  return leaf.tensor if isinstance(leaf, _Static) else leaf
+def _parts(leaf):
+  """The matrices that a leaf is the sum of: two halves, or one."""
+  return leaf.parts if isinstance(leaf, _Sum) else (leaf,)
+
+
+def _added(parts):
+  return functools.reduce(operator.add, parts)
+
+
+def _decoded(leaf):
+  return _added(tensors.decoded(_tensor(own)) for own in _parts(leaf))
+
+
+def _tensor(part):
+  return part.tensor if isinstance(part, _Static) else part

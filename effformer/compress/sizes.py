@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from effformer.compress import tensors
+from effformer.compress import halves, tensors
 from effformer.compress.tensors import QTensor
 
 COMPONENTS = ('embedding', 'attention', 'feed_forward', 'norms', 'head')
@@ -13,7 +13,8 @@ COMPONENTS = ('embedding', 'attention', 'feed_forward', 'norms', 'head')
 def sizes(params: Any, disk_bytes: int) -> dict[str, Any]:
   """Counts of the numbers of a model and the bytes they take.
 
-  Layers that share parameters have them once.
+  Layers that share parameters have them once. Both halves of a matrix count
+  (`halves`): two numbers for each weight.
 
   Args:
     params: numbers and `QTensor`s.
@@ -54,7 +55,7 @@ def sizes(params: Any, disk_bytes: int) -> dict[str, Any]:
 
 def component(path: str) -> str:
   """Which of `COMPONENTS` a parameter belongs to."""
-  parts = path.split('/')
+  parts = halves.place(path).split('/')
   if parts[0].startswith('head'):
     return 'head'
   if any(part.startswith('norm') for part in parts):

@@ -68,6 +68,11 @@ def binary(grid: Grid) -> Grid:
   return dataclasses.replace(grid, bits=1, rule='sign')
 
 
+def ternary(grid: Grid) -> Grid:
+  """The grid to split from, with groups as of the binary grid."""
+  return dataclasses.replace(grid, bits=2, rule='ternary')
+
+
 def split(w_KN: Array, grid: Grid) -> Halves:
   """Two matrices whose binary values add up to the ternary ones of `w_KN`.
 

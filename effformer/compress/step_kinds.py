@@ -221,7 +221,8 @@ class Train:
     learning_rate: its peak, after a tenth of the steps; then a cosine to 0.
     lesson: see `teaching.Lesson`; by default labels alone.
     rounded: whether the loss is that of the parameters as the last step rounds
-      them, with gradients straight through (`qat`).
+      them, with gradients straight through (`qat`); before a split, as ternary
+      ones with the groups of the last step.
   """
 
   rank: ClassVar[None] = None
@@ -236,3 +237,13 @@ class Train:
       checks.refuse(
         f'train: learning_rate={self.learning_rate} has to be above 0'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Ternary matrices become sums of two binary ones; `halves.of`.
+
+  Those that the last step rounds by its rule 'sign', in its groups.
+  """
+
+  rank: ClassVar[int] = 2

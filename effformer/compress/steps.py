@@ -14,6 +14,7 @@ from effformer.compress import (
   choices,
   depth,
   fold,
+  halves,
   low_rank,
   places,
   qat,
@@ -22,6 +23,7 @@ from effformer.compress import (
   shrink,
   simplify,
   smooth,
+  split,
   tensors,
 )
 from effformer.compress.artefact import Compressed
@@ -145,40 +147,38 @@ def _train(step, model, place) -> Compressed:
     },
   )
   teacher = place.parent.task.model
-  adapt = functools.partial(
-    teaching.taught,
-    teacher=teacher,
-    params=place.parent.model.params,
-    lesson=step.lesson,
-    layers=maps.layer_map(
-      'kept', len(place.kept), len(teacher.layers), place.kept
-    ),
+  layers = maps.layer_map(
+    'kept', len(place.kept), len(teacher.layers), place.kept
   )
-  if step.rounded:
-    adapt = _rounded(adapt, model.params, place.steps[-1])
-  floors = place.parent.task.floors
+  floors, params = place.parent.task.floors, place.parent.model.params
+  has_params = functools.partial(halves.doubled, params=model.params)
+
+  def adapt(task):
+    task = teaching.taught(task, teacher, params, step.lesson, layers)
+    task = has_params(task)
+    if step.rounded:
+      task = qat.rounded(task, _plan(model.params, place.steps))
+    return dataclasses.replace(task, floors=floors)
+
   path = str(place.folder / 'run')
   start = starting.Start(model.params, 'the model before this step')
-  session.train(
-    config,
-    path,
-    place.stop,
-    place.console,
-    start=start,
-    adapt=lambda task: dataclasses.replace(adapt(task), floors=floors),
-  )
-  _, params, _ = prediction.trained(config, path, place.stop, place.console)
-  return model._replace(params=jax.device_get(params))
+  whom = place.stop, place.console
+  session.train(config, path, *whom, start=start, adapt=adapt)
+  _, trained, _ = prediction.trained(config, path, *whom, adapt=has_params)
+  return model._replace(params=jax.device_get(trained))
 
 
-def _rounded(adapt, params, last: recipe.Round):
-  """The task of `adapt`, of parameters as the last step will round them."""
-  plan = tensors.uniform_plan(params, last.grid, tables=last.table_grid)
+def _split(step, model, place) -> Compressed:
+  params = halves.of(model.params, _plan(model.params, place.steps))
+  return model._replace(params=params)
 
-  def adapted(task):
-    return qat.rounded(adapt(task), plan)
 
-  return adapted
+def _plan(params, steps: tuple[recipe.Step, ...]) -> tensors.Plan:
+  """What the parameters are to be: as at the end, before a split ternary."""
+  last = steps[-1]
+  is_before = halves.OTHER not in params and recipe.has_split(steps)
+  grid = split.ternary(last.grid) if is_before else last.grid
+  return tensors.uniform_plan(params, grid, tables=last.table_grid)
 
 
 def _round(step, model, place) -> Compressed:
@@ -207,6 +207,7 @@ CARRY: dict[type, places.Carry] = {
   recipe.Prune: _prune,
   recipe.Factorise: _factorise,
   recipe.Train: _train,
+  recipe.Split: _split,
   recipe.Round: _round,
   recipe.ChooseUnits: choices.choose_units,
   recipe.ChooseBits: choices.choose_bits,

@@ -104,11 +104,20 @@ def trained(
   path: str,
   stop: preemption.Stop,
   console: screen.Screen,
+  *,
+  adapt: Callable[[Task], Task] | None = None,
 ) -> tuple[Task, Any, jax.sharding.Mesh]:
   """Task, parameters and mesh of a run, on one device and without its data.
 
   The parameters are those that the test is of. The folder has to be free, and
   is left as it is but for damaged checkpoints, which are set aside.
+
+  Args:
+    config: of the run.
+    path: its folder.
+    stop, console: as in `session.train`.
+    adapt: what the task was made of there, as far as it changes the parameters
+      that there are.
 
   Raises:
     ConfigError: there are several processes.
@@ -118,6 +127,8 @@ def trained(
     raise errors.ConfigError('this mode needs one process.\nStart one.')
   with runs.opened(config, path, console, must_exist=True) as folder:
     task = tasks.make(config, identity.known_data(folder, config.task))
+    if adapt:
+      task = adapt(task)
     alone = config_lib.changed(config, {'mesh.data': 1, 'mesh.fsdp': 1})
     program = setup.build(alone, task, jax.local_devices()[:1])
     run, current = runs.resume(

@@ -153,3 +153,16 @@ def test_mixers_of_bottlenecks_are_narrower():
 def test_layers_and_mechanisms_that_there_are_not(row, words):
   with pytest.raises(ConfigError, match=words):
     check([row])
+
+
+def test_any_model_is_split():
+  train = {**taught(soft=1.0), 'rounded': True}
+  sign = {'do': 'round', 'bits': 1, 'rule': 'sign', 'tables': 0}
+  rows = [train, {'do': 'split'}, train, sign]
+  check(rows, mechanism='longformer')
+  for facts in (EXTRA, REVERSIBLE):
+    check(rows, facts)
+  # Lessons are checked after it as before it.
+  states = {**train, 'lesson': {'states': 1.0}}
+  with pytest.raises(ConfigError, match='step 2, train: looking'):
+    check([train, {'do': 'split'}, states, sign], EXTRA)

@@ -9,7 +9,7 @@ import pytest
 
 from effformer import errors
 from effformer.compress import artefact, outputs, pipeline, recipe
-from effformer.compress.steps import task_of
+from effformer.compress.places import task_of
 from effformer.compress.tensors import QTensor
 from effformer.train import preemption, state
 from tests import slow

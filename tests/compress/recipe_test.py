@@ -254,6 +254,64 @@ def test_training_for_rounding_needs_the_rounding():
       recipe.read(rows)
 
 
+TERNARY = {'do': 'train', 'steps': 1, 'learning_rate': 1.0, 'rounded': True}
+SPLIT = {'do': 'split'}
+SIGN = {'do': 'round', 'bits': 1, 'rule': 'sign', 'tables': 0}
+
+
+@pytest.mark.parametrize(
+  'rows',
+  [
+    [TERNARY, SPLIT, TERNARY, SIGN],
+    # Split without more training it is the ternary model.
+    [TERNARY, SPLIT, SIGN],
+    [ROWS[1], TERNARY, SPLIT, TERNARY, TERNARY, {**SIGN, 'group': 'tensor'}],
+    [ROWS[0], ROWS[2], TERNARY, SPLIT, TERNARY, {**SIGN, 'tables': 8}],
+    # The control without training.
+    [SPLIT, SIGN],
+    [SPLIT, {**SIGN, 'activations': 'dynamic'}],
+  ],
+)
+def test_orders_with_a_split(rows):
+  steps = recipe.read(rows)
+  assert recipe.Split() in steps
+  assert recipe.row_of(recipe.Split()) == recipe.chosen(recipe.Split()) == SPLIT
+  assert recipe.has_split(steps)
+  untrained = command.controls(steps).get('untrained', steps)
+  # It is carried out as well.
+  recipe.check_order(untrained)
+  assert not recipe.has_split(steps[-1:])
+
+
+@pytest.mark.parametrize(
+  ('rows', 'words'),
+  [
+    ([TERNARY, SPLIT, SPLIT, SIGN], 'split comes twice'),
+    ([TERNARY, SPLIT, TERNARY, SPLIT, SIGN], 'split comes twice'),
+    ([SPLIT], 'the last step has to be round with bits=1'),
+    ([SPLIT, {**SIGN, 'bits': 2, 'rule': 'ternary'}], 'round with bits=1'),
+    ([SPLIT, {**SIGN, 'method': 'gptq'}], "method='nearest'"),
+    ([SPLIT, {'do': 'choose_bits', 'budget': 0.2}], 'round with bits=1'),
+    ([SPLIT, TERNARY, SIGN], 'train before it needs rounded=True'),
+    ([ROWS[1], SPLIT, TERNARY, SIGN], 'train before it needs rounded=True'),
+    ([TERNARY, ROWS[1], SPLIT, SIGN], 'train before it needs rounded=True'),
+    ([TERNARY, SPLIT, ROWS[1], SIGN], 'train after split needs rounded=True'),
+    (
+      [TERNARY, SPLIT, ROWS[1], TERNARY, SIGN],
+      'train after split needs rounded=True',
+    ),
+    ([TERNARY, SPLIT, ROWS[2], TERNARY, SIGN], 'prune comes after split'),
+    ([TERNARY, SPLIT, ROWS[0], SIGN], 'drop_layers comes after split'),
+    ([SIGN, SPLIT], 'split comes after round'),
+    ([{**SPLIT, 'bits': 2}, SIGN], "no setting 'bits'; it has none"),
+  ],
+)  # fmt: skip
+def test_splits_that_cannot_work(rows, words):
+  with pytest.raises(ConfigError, match=words) as caught:
+    recipe.read(rows)
+  assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
   'row',
   [

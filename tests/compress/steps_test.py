@@ -92,7 +92,7 @@ def test_a_training_step_has_a_schedule_of_its_own(
     steps.session, 'train', lambda config, *_, **__: seen.append(config)
   )
   monkeypatch.setattr(
-    steps.prediction, 'trained', lambda *_: (None, params, None)
+    steps.prediction, 'trained', lambda *_, **__: (None, params, None)
   )
   config = config_lib.changed(
     parent.model.config,
