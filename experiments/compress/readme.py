@@ -147,32 +147,42 @@ def _crossover(rows) -> list[str]:
 
 
 def _recipes(rows) -> list[str]:
-  """Final models and controls of recipes, over seeds."""
-  groups: dict[tuple, list] = {}
+  """Final models of recipes and their controls, over seeds."""
+  parents, finals, controls = {}, {}, {}
   for row in rows:
-    is_control = row['model'].startswith('control')
-    if row['is_final'] == 'True' or is_control or row['model'] == 'parent':
-      what = row['model'] if is_control else ''
-      what = 'parent' if row['model'] == 'parent' else what
-      recipe = '' if what == 'parent' else row['recipe']
-      groups.setdefault((row['task'], recipe, what), []).append(row)
+    key, model = (row['task'], row['recipe']), row['model']
+    if model == 'parent':
+      parents[row['task']] = row
+    elif row['is_final'] == 'True':
+      finals.setdefault(key, []).append(row)
+    elif model.startswith('control: '):
+      name = model.removeprefix('control: ')
+      controls.setdefault(key, {}).setdefault(name, []).append(row)
   lines = [
-    '| task | recipe | steps | MB on disk | test x 100, each seed | change | '
-    'of the parent |',
+    '| task | recipe | steps | MB on disk | test x 100, each seed | '
+    'of the parent | controls |',
     '| --- | --- | --- | --- | --- | --- | --- |',
   ]
-  for (task, recipe, what), own in sorted(groups.items()):
-    is_parent = what == 'parent'
-    own = own[:1] if is_parent else own
-    scores = ', '.join(f'{100 * float(row["score"]):.2f}' for row in own)
-    change = sum(float(row['change']) for row in own) / len(own)
-    whole = float(own[0]['score']) - float(own[0]['change'])
-    steps = '' if is_parent or what.endswith('untrained') else own[0]['steps']
+  for task, parent in sorted(parents.items()):
+    whole = _mean([parent])
     lines.append(
-      f'| {task} | {" ".join(filter(None, (recipe, what)))} | {steps} | '
-      f'{int(own[0]["bytes"]) / 1e6:.2f} | {scores} ({own[0]["measure"]}) | '
-      f'{100 * change:+.2f} | {100 * (1 + change / whole):.1f} % |'
+      f'| {task} | parent |  | {int(parent["bytes"]) / 1e6:.2f} | '
+      f'{whole:.2f} ({parent["measure"]}) | 100.0 % |  |'
     )
+    for (_, recipe), own in sorted(
+      (key, own) for key, own in finals.items() if key[0] == task
+    ):
+      score = _mean(own)
+      beside = ', '.join(
+        f'{name} {_mean(found):.2f} ({score - _mean(found):+.2f})'
+        for name, found in sorted(controls.get((task, recipe), {}).items())
+      )
+      each = ', '.join(f'{_mean([row]):.2f}' for row in own)
+      lines.append(
+        f'| {task} | {recipe} | {own[0]["steps"]} | '
+        f'{int(own[0]["bytes"]) / 1e6:.2f} | {each} | '
+        f'{100 * score / whole:.1f} % | {beside} |'
+      )
   floors = {
     row['task']: f'{row["task"]} {100 * float(row["floor"]):.2f} '
     f'({int(row["examples"]):,} examples)'
@@ -180,8 +190,11 @@ def _recipes(rows) -> list[str]:
   }
   return [
     'Recipes with their controls. Seeds are those of training and choices; the '
-    'parent is one, and its score with it. `untrained` is the recipe without',
-    'its training, `no_teacher` learns from labels alone, for as many steps.',
+    'parent is one, after some hundred steps, and',
+    'its score with it. A control is a mean over the seeds, and by how much '
+    'the recipe is above it: `untrained` is the recipe',
+    'without its training, `no_teacher` learns from labels alone, for as many '
+    'steps, `nearest` has codes to the nearest.',
     '',
     *lines,
     '',
@@ -190,3 +203,7 @@ def _recipes(rows) -> list[str]:
     '`experiments/results/compress_recipes.csv`. '
     + _made(rows, 'recipes --data=FOLDER --workdir=FOLDER --recipes=NAMES'),
   ]
+
+
+def _mean(rows) -> float:
+  return 100 * sum(float(row['score']) for row in rows) / len(rows)
