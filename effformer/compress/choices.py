@@ -79,13 +79,14 @@ def choose_units(
   found = structure.candidates(config, params, shares, none=step.drops_layers)
   units = units_lib.of(config, params, step.units)
   scores = places.unit_scores(step, model, place, units)
+  network = places.task_of(model, place.parent).model
   with place.console.heartbeat('timing parts of layers, in turns'):
     costs = structure.costs(
       config,
       params,
       found,
       step.batch,
-      step.length or config.data.max_length,
+      network.num_tokens(step.length or config.data.max_length),
       place.times,
       measure=latency_table.measured,
     )

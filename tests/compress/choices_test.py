@@ -4,10 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from effformer import data, errors
+from effformer import config as config_lib
+from effformer import data, errors, tasks
 from effformer.compress import (
   bits,
   choices,
@@ -228,6 +230,22 @@ def test_time_is_within_the_budget(parent, machine, tmp_path, score):
     assert options[0]['loss'] == 0
     assert len(options) == 4
   assert {(part.batch, part.length) for part in machine.asked} == {(2, 16)}
+
+
+def test_time_is_of_tokens(parent, machine, tmp_path):
+  """Of rows of 16 ids, and 8: 4 of them a token, and one stands before."""
+  config = config_lib.changed(
+    parent.model.config,
+    {'model.front_end': 'patches', 'model.patch_size': 2,
+     'model.pooling': 'cls'},
+  )  # fmt: skip
+  task = tasks.make(config, parent.task.dataset)
+  params = jax.device_get(jax.jit(task.init)(jax.random.key(1)))
+  own = places.Parent(parent.model._replace(config=config, params=params), task)
+  row = {**UNITS, 'units': ['mlp'], 'score': 'magnitude', 'max_trials': 1}
+  for length in (0, 8):
+    carry(own, tmp_path / f'step_{length}', {**row, 'length': length})
+  assert {part.length for part in machine.asked} == {5, 3}
 
 
 def test_a_layer_may_leave(parent, machine, tmp_path):
