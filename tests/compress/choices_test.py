@@ -255,7 +255,7 @@ def test_a_layer_may_leave(parent, machine, tmp_path):
   plan = [*found['best']['plan'].values()]
   (kept,) = found['kept']
   assert plan[1 - kept] == structure.NONE
-  assert choices.kept_layers(tmp_path / 'step') == (kept,)
+  assert choices.kept_layers(tmp_path / 'step', 2, 1) == (kept,)
   (layer,), before = layers_of(model, parent), layers_of(parent.model, parent)
   assert layer.settings == before[kept].settings
   assert -found['best']['score'] == pytest.approx(
@@ -292,10 +292,34 @@ def test_later_steps_know_the_layers_that_are_left(
   assert (tmp_path / pipeline.TIMES).exists()
   # The layer that stays is the second of two.
   path = tmp_path / 'step_1_choose_units' / choices.SEARCH
+  found = json.loads(path.read_text())
+  assert found['kept'] == [0]
   path.write_text('{}')
   shutil.rmtree(tmp_path / 'step_3_train')
-  with pytest.raises(errors.CheckpointError, match='does not say which layers'):
+  with pytest.raises(errors.CheckpointError, match="not say 'step' of the"):
     run()
+  with pytest.raises(errors.CheckpointError, match="not say 'step' of the"):
+    measuring.searches(rows, tmp_path)
+  for kept in (None, [], [1], [0, 1], ['0'], [-1], 0):
+    path.write_text(json.dumps({**found, 'kept': kept}))
+    with pytest.raises(errors.CheckpointError, match='which 1 of 1 layers'):
+      run()
+  path.unlink()
+  with pytest.raises(errors.CheckpointError, match='steps after it to choose'):
+    run()
+  path.write_text(json.dumps(found))
+  run()
+
+
+def test_layers_that_stayed_are_in_order(tmp_path):
+  facts = dict.fromkeys(('step', 'why', 'best', 'frontier', 'options'))
+  for kept in ([2, 0], [1, 1], [0, 3]):
+    path = tmp_path / choices.SEARCH
+    path.write_text(json.dumps({**facts, 'kept': kept}))
+    with pytest.raises(errors.CheckpointError, match='which 2 of 3 layers'):
+      choices.kept_layers(tmp_path, 3, 2)
+  path.write_text(json.dumps({**facts, 'kept': [0, 2]}))
+  assert choices.kept_layers(tmp_path, 3, 2) == (0, 2)
 
 
 def test_times_are_measured_once(parent, machine, monkeypatch, tmp_path):
