@@ -74,6 +74,10 @@ def choose_units(
 
   Milliseconds of parts of layers are measured on this device once, and kept: a
   step that was interrupted, and the controls, go by the same ones.
+
+  Raises:
+    ConfigError: no plan is within the budget, or blocks take no time at all.
+    CheckpointError: see `latency_table.table`.
   """
   config, params = model.config, model.params
   shares = dict.fromkeys(step.units, step.shares)
@@ -90,6 +94,13 @@ def choose_units(
       network.num_tokens(step.length or config.data.max_length),
       place.times,
       measure=latency_table.measured,
+    )
+  # All units are the first candidate of a layer.
+  whole = sum(next(iter(own.values())) for own in costs.values())
+  if not whole:
+    raise errors.ConfigError(
+      'the blocks of this model take no longer than a program that does '
+      'nothing, so there is no time to save.\nGive choose_units a larger batch.'
     )
   loss = _distances(step, model, place)
   with place.console.heartbeat('measuring layers one by one'):
@@ -108,8 +119,6 @@ def choose_units(
       return loss(config, masked)
     return loss(*shrink.shrink(config, masked, layers))
 
-  # All units are the first candidate of a layer.
-  whole = sum(next(iter(own.values())) for own in costs.values())
   outcome = _search(step, options, measured, whole, place)
   plan = outcome.best.plan
   kept = [

@@ -344,6 +344,12 @@ def test_time_that_no_plan_takes_leaves_nothing(parent, machine, tmp_path):
   assert not (tmp_path / 'step').exists()
 
 
+def test_blocks_that_take_no_time(parent, monkeypatch, tmp_path):
+  monkeypatch.setattr(latency_table, 'measured', Machine(slow=0.0))
+  with pytest.raises(errors.ConfigError, match='there is no time to save'):
+    carry(parent, tmp_path / 'step', {**UNITS, 'units': ['mlp']})
+
+
 def test_the_control_takes_the_same_share_everywhere():
   (step,) = recipe.read([{**UNITS, 'units': ['mlp']}])
   assert step.uniform == recipe.Prune(('mlp',), 0.4, batches=2)
