@@ -337,6 +337,31 @@ def test_times_are_measured_once(parent, machine, monkeypatch, tmp_path):
   assert found[0] == found[1]
 
 
+def test_killed_before_it_is_written_it_ends_in_the_same_bytes(
+  parent, machine, monkeypatch, tmp_path
+):
+  rows = recipe.read([{**UNITS, 'units': ['mlp'], 'max_trials': 1}])
+
+  def run(folder):
+    pipeline.run(parent, rows, folder, preemption.Stop(), quiet_screen())
+    own = folder / 'step_0_choose_units'
+    return {path.name: path.read_bytes() for path in own.iterdir()}
+
+  wanted = run(tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline.artefact, 'save', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      run(tmp_path / 'killed')
+  # Later on another machine would choose otherwise, and half a file is none.
+  monkeypatch.setattr(latency_table, 'measured', lambda parts: 1 / 0)
+  path = tmp_path / 'killed/step_0_choose_units' / choices.SEARCH
+  path.write_bytes(path.read_bytes()[:9])
+  assert run(tmp_path / 'killed') == wanted
+  # Times are of no use any more.
+  (tmp_path / 'killed' / pipeline.TIMES).unlink()
+  assert run(tmp_path / 'killed') == wanted
+
+
 def test_time_that_no_plan_takes_leaves_nothing(parent, machine, tmp_path):
   row = {**UNITS, 'units': ['mlp'], 'drops_layers': False, 'budget': 0.1}
   with pytest.raises(errors.ConfigError, match='no plan is within the budget'):
