@@ -35,6 +35,7 @@ from effformer.compress.prune import units as units_lib
 
 # What a policy tried.
 SEARCH = 'search.json'
+_FACTS = ('step', 'why', 'best', 'frontier', 'options')
 
 
 def choose_bits(
@@ -73,21 +74,33 @@ def choose_units(
 
   Milliseconds of parts of layers are measured on this device once, and kept: a
   step that was interrupted, and the controls, go by the same ones.
+
+  Raises:
+    ConfigError: no plan is within the budget, or blocks take no time at all.
+    CheckpointError: see `latency_table.table`.
   """
   config, params = model.config, model.params
   shares = dict.fromkeys(step.units, step.shares)
   found = structure.candidates(config, params, shares, none=step.drops_layers)
   units = units_lib.of(config, params, step.units)
   scores = places.unit_scores(step, model, place, units)
+  network = places.task_of(model, place.parent).model
   with place.console.heartbeat('timing parts of layers, in turns'):
     costs = structure.costs(
       config,
       params,
       found,
       step.batch,
-      step.length or config.data.max_length,
+      network.num_tokens(step.length or config.data.max_length),
       place.times,
       measure=latency_table.measured,
+    )
+  # All units are the first candidate of a layer.
+  whole = sum(next(iter(own.values())) for own in costs.values())
+  if not whole:
+    raise errors.ConfigError(
+      'the blocks of this model take no longer than a program that does '
+      'nothing, so there is no time to save.\nGive choose_units a larger batch.'
     )
   loss = _distances(step, model, place)
   with place.console.heartbeat('measuring layers one by one'):
@@ -106,8 +119,6 @@ def choose_units(
       return loss(config, masked)
     return loss(*shrink.shrink(config, masked, layers))
 
-  # All units are the first candidate of a layer.
-  whole = sum(next(iter(own.values())) for own in costs.values())
   outcome = _search(step, options, measured, whole, place)
   plan = outcome.best.plan
   kept = [
@@ -121,19 +132,47 @@ def choose_units(
   return model._replace(config=config, params=params)
 
 
-def kept_layers(folder: pathlib.Path) -> tuple[int, ...]:
-  """Layers that stayed, of those before a `choose_units` in this folder.
+def kept_layers(
+  folder: pathlib.Path, before: int, after: int
+) -> tuple[int, ...]:
+  """Layers that stayed in a `choose_units`, of those before it.
+
+  Args:
+    folder: of the step.
+    before, after: how many layers the model had and has.
 
   Raises:
-    CheckpointError: it does not say.
+    CheckpointError: the file does not say, or it is that of another model.
   """
-  found = durable.read_json(folder / SEARCH) or {}
-  if 'kept' not in found:
-    raise errors.CheckpointError(
-      f'{folder / SEARCH} does not say which layers were kept.\n'
-      f'Remove {folder} to choose again.'
-    )
-  return tuple(found['kept'])
+  kept = (tried(folder) or {}).get('kept')
+  is_row = isinstance(kept, list) and all(type(x) is int for x in kept)
+  if not (is_row and len(kept) == after and _is_rising([-1, *kept, before])):
+    raise _damaged(folder, f'which {after} of {before} layers were kept')
+  return tuple(kept)
+
+
+def tried(folder: pathlib.Path) -> dict[str, Any] | None:
+  """What a step in this folder left of its search, None if it left nothing.
+
+  Raises:
+    CheckpointError: the file is damaged.
+  """
+  found = durable.read_json(folder / SEARCH)
+  for name in _FACTS if found is not None else ():
+    if name not in found:
+      raise _damaged(folder, f'{name!r} of the search')
+  return found
+
+
+def _is_rising(numbers):
+  return all(np.diff(numbers) > 0)
+
+
+def _damaged(folder, what):
+  return errors.CheckpointError(
+    f'{folder / SEARCH} does not say {what}.\nPut an intact copy back, or '
+    f'remove {folder} and the folders of the steps after it to choose again.'
+  )
 
 
 def distance(before: np.ndarray, after: np.ndarray) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from effformer import durable, errors
+from effformer import errors
 from effformer.compress import (
   artefact,
   choices,
@@ -123,11 +123,12 @@ def _timed(parent, small):
 def searches(
   rows: Sequence[recipe.Step], folder: pathlib.Path
 ) -> list[dict[str, Any]]:
-  """What the policy has tried, see `choices`, in each step that left it one."""
-  found = [
-    durable.read_json(place / choices.SEARCH)
-    for place in pipeline.folders(rows, folder)
-  ]
+  """What the policy has tried, see `choices`, in each step that left it one.
+
+  Raises:
+    CheckpointError: see `choices.tried`.
+  """
+  found = [choices.tried(place) for place in pipeline.folders(rows, folder)]
   return [own for own in found if own is not None]
 
 

@@ -1,16 +1,27 @@
 """What the steps of a recipe need of a model, asked before anything is trained.
 
-The config says what the layers are at each step. What takes parameters to know,
-such as which layers are alike, is found by the steps themselves.
+The config says what the layers are at each step, and so of which forms their
+parameters are. What takes the numbers to know, such as which layers are alike,
+is found by the steps themselves.
 """
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 
 from effformer import attention, errors, pretrained
-from effformer.compress import bottleneck, calibrate, depth, inside, recipe
+from effformer.compress import (
+  bottleneck,
+  calibrate,
+  depth,
+  inside,
+  recipe,
+  structure,
+)
 from effformer.compress.distill import maps, teaching
+from effformer.compress.prune import units
 from effformer.errors import ConfigError
 from effformer.models import build
 from effformer.models.trunk import Trunk
@@ -28,7 +39,8 @@ def check(
 
   Raises:
     ConfigError: calibration of what it cannot be of, lessons about what the
-      layers do not have by then, layers or mechanisms that there are not.
+      layers do not have by then; layers, mechanisms or units that there are
+      not, or rows that are too long to be timed.
   """
   parent = _trunk(config)
   kept = tuple(range(len(parent.layers)))
@@ -40,6 +52,7 @@ def check(
         kept = tuple(kept[index] for index in step.keep)
       student = _trunk(config)
       _check_calibration(step, student)
+      _check_units(step, config, student)
       if isinstance(step, recipe.Train):
         layers = maps.layer_map('kept', len(kept), len(parent.layers), kept)
         teaching.check_inside(step.lesson, student, parent, layers)
@@ -89,6 +102,30 @@ def _check_calibration(step, student):
     calibrate.check(student)
   elif isinstance(step, recipe.Simplify) and step.norm == 'affine':
     inside.check(student)
+
+
+def _check_units(step, config, student):
+  if isinstance(step, recipe.Prune):
+    units.of(config, _shapes(student), step.units)
+  elif isinstance(step, recipe.ChooseUnits):
+    shares = dict.fromkeys(step.units, step.shares)
+    structure.candidates(config, _shapes(student), shares)
+    longest = config.data.max_length
+    if not student.ids_per_token <= (step.length or longest) <= longest:
+      raise ConfigError(
+        f'rows of length={step.length} ids cannot be timed: this model reads '
+        f'{student.ids_per_token} to {longest} (data.max_length).\nUse one of '
+        f'these, or 0 for {longest}.'
+      )
+
+
+def _shapes(student):
+  """The parameters of these layers, as forms without numbers."""
+  ids_BT = jax.ShapeDtypeStruct((1, student.max_length), jnp.int32)
+  lengths_B = jax.ShapeDtypeStruct((1,), jnp.int32)
+  return jax.eval_shape(student.init, jax.random.key(0), ids_BT, lengths_B)[
+    'params'
+  ]
 
 
 def _check_heads(step, has_fewer_heads):

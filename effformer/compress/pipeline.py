@@ -120,7 +120,8 @@ def run(
     if isinstance(step, recipe.DropLayers):
       kept = tuple(kept[index] for index in step.keep)
     elif isinstance(step, recipe.ChooseUnits):
-      kept = tuple(kept[index] for index in choices.kept_layers(own))
+      sizes = len(kept), current.config.model.num_layers
+      kept = tuple(kept[index] for index in choices.kept_layers(own, *sizes))
   return current
 
 

@@ -84,13 +84,14 @@ class Round:
   def dense(self) -> 'Round':
     """The control of a pattern: all weights stay, in as many bytes.
 
-    Codes are of fewer bits, rounded down, as far as the rule has them.
+    Bits are rounded down, to the nearest that the rule has.
     """
     if not self.pattern:
       return self
     keep, of = self.pattern
     bits = keep * (self.bits + patterns.place_bits(of)) // of
-    bits = max(bits, min(RULES[self.rule]))
+    known = RULES[self.rule]
+    bits = min(max(bits, min(known)), max(known))
     # Tables, which have no pattern, keep their bits.
     tables = self.tables or (0 if bits == self.bits else self.bits)
     return dataclasses.replace(self, bits=bits, tables=tables, pattern=())

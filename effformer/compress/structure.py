@@ -77,7 +77,9 @@ def candidates(
     if kind not in map(units_lib.kind_of, units):
       raise ConfigError(
         f'no layer of this model has units of kind {kind!r} that leave one by '
-        'one.\nHeads that share keys and values leave as kv_group.'
+        'one.\nHeads that share keys and values leave as kv_group, those of '
+        f'other mechanisms than {", ".join(units_lib.SEPARATE_HEADS)} not at '
+        'all.'
       )
   found = {}
   for place in dict.fromkeys(of_layers(config)):

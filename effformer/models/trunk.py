@@ -110,6 +110,12 @@ class Trunk(nn.Module):
     return self.pooling == 'cls'
 
   @nn.nowrap
+  def num_tokens(self, num_ids: int) -> int:
+    """What blocks see of a row of ids, with all that stands before it."""
+    own = num_ids // self.ids_per_token
+    return own + self.has_front + self.extra_tokens
+
+  @nn.nowrap
   def _tokens(
     self,
     ids_BT,

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from effformer import data, errors
+from effformer import config as config_lib
+from effformer import data, errors, tasks
 from effformer.compress import (
   bits,
   choices,
@@ -230,6 +232,22 @@ def test_time_is_within_the_budget(parent, machine, tmp_path, score):
   assert {(part.batch, part.length) for part in machine.asked} == {(2, 16)}
 
 
+def test_time_is_of_tokens(parent, machine, tmp_path):
+  """Of rows of 16 ids, and 8: 4 of them a token, and one stands before."""
+  config = config_lib.changed(
+    parent.model.config,
+    {'model.front_end': 'patches', 'model.patch_size': 2,
+     'model.pooling': 'cls'},
+  )  # fmt: skip
+  task = tasks.make(config, parent.task.dataset)
+  params = jax.device_get(jax.jit(task.init)(jax.random.key(1)))
+  own = places.Parent(parent.model._replace(config=config, params=params), task)
+  row = {**UNITS, 'units': ['mlp'], 'score': 'magnitude', 'max_trials': 1}
+  for length in (0, 8):
+    carry(own, tmp_path / f'step_{length}', {**row, 'length': length})
+  assert {part.length for part in machine.asked} == {5, 3}
+
+
 def test_a_layer_may_leave(parent, machine, tmp_path):
   row = {**UNITS, 'budget': 0.45, 'units': ['mlp'], 'length': 5}
   model, _ = carry(parent, tmp_path / 'step', row)
@@ -237,7 +255,7 @@ def test_a_layer_may_leave(parent, machine, tmp_path):
   plan = [*found['best']['plan'].values()]
   (kept,) = found['kept']
   assert plan[1 - kept] == structure.NONE
-  assert choices.kept_layers(tmp_path / 'step') == (kept,)
+  assert choices.kept_layers(tmp_path / 'step', 2, 1) == (kept,)
   (layer,), before = layers_of(model, parent), layers_of(parent.model, parent)
   assert layer.settings == before[kept].settings
   assert -found['best']['score'] == pytest.approx(
@@ -274,10 +292,34 @@ def test_later_steps_know_the_layers_that_are_left(
   assert (tmp_path / pipeline.TIMES).exists()
   # The layer that stays is the second of two.
   path = tmp_path / 'step_1_choose_units' / choices.SEARCH
+  found = json.loads(path.read_text())
+  assert found['kept'] == [0]
   path.write_text('{}')
   shutil.rmtree(tmp_path / 'step_3_train')
-  with pytest.raises(errors.CheckpointError, match='does not say which layers'):
+  with pytest.raises(errors.CheckpointError, match="not say 'step' of the"):
     run()
+  with pytest.raises(errors.CheckpointError, match="not say 'step' of the"):
+    measuring.searches(rows, tmp_path)
+  for kept in (None, [], [1], [0, 1], ['0'], [-1], 0):
+    path.write_text(json.dumps({**found, 'kept': kept}))
+    with pytest.raises(errors.CheckpointError, match='which 1 of 1 layers'):
+      run()
+  path.unlink()
+  with pytest.raises(errors.CheckpointError, match='steps after it to choose'):
+    run()
+  path.write_text(json.dumps(found))
+  run()
+
+
+def test_layers_that_stayed_are_in_order(tmp_path):
+  facts = dict.fromkeys(('step', 'why', 'best', 'frontier', 'options'))
+  for kept in ([2, 0], [1, 1], [0, 3]):
+    path = tmp_path / choices.SEARCH
+    path.write_text(json.dumps({**facts, 'kept': kept}))
+    with pytest.raises(errors.CheckpointError, match='which 2 of 3 layers'):
+      choices.kept_layers(tmp_path, 3, 2)
+  path.write_text(json.dumps({**facts, 'kept': [0, 2]}))
+  assert choices.kept_layers(tmp_path, 3, 2) == (0, 2)
 
 
 def test_times_are_measured_once(parent, machine, monkeypatch, tmp_path):
@@ -295,11 +337,42 @@ def test_times_are_measured_once(parent, machine, monkeypatch, tmp_path):
   assert found[0] == found[1]
 
 
+def test_killed_before_it_is_written_it_ends_in_the_same_bytes(
+  parent, machine, monkeypatch, tmp_path
+):
+  rows = recipe.read([{**UNITS, 'units': ['mlp'], 'max_trials': 1}])
+
+  def run(folder):
+    pipeline.run(parent, rows, folder, preemption.Stop(), quiet_screen())
+    own = folder / 'step_0_choose_units'
+    return {path.name: path.read_bytes() for path in own.iterdir()}
+
+  wanted = run(tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline.artefact, 'save', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      run(tmp_path / 'killed')
+  # Later on another machine would choose otherwise, and half a file is none.
+  monkeypatch.setattr(latency_table, 'measured', lambda parts: 1 / 0)
+  path = tmp_path / 'killed/step_0_choose_units' / choices.SEARCH
+  path.write_bytes(path.read_bytes()[:9])
+  assert run(tmp_path / 'killed') == wanted
+  # Times are of no use any more.
+  (tmp_path / 'killed' / pipeline.TIMES).unlink()
+  assert run(tmp_path / 'killed') == wanted
+
+
 def test_time_that_no_plan_takes_leaves_nothing(parent, machine, tmp_path):
   row = {**UNITS, 'units': ['mlp'], 'drops_layers': False, 'budget': 0.1}
   with pytest.raises(errors.ConfigError, match='no plan is within the budget'):
     carry(parent, tmp_path / 'step', row)
   assert not (tmp_path / 'step').exists()
+
+
+def test_blocks_that_take_no_time(parent, monkeypatch, tmp_path):
+  monkeypatch.setattr(latency_table, 'measured', Machine(slow=0.0))
+  with pytest.raises(errors.ConfigError, match='there is no time to save'):
+    carry(parent, tmp_path / 'step', {**UNITS, 'units': ['mlp']})
 
 
 def test_the_control_takes_the_same_share_everywhere():

@@ -166,6 +166,9 @@ def test_the_uniform_control_is_within_the_budget():
     # There are no fewer than two.
     ({'pattern': [1, 8], 'bits': 4}, 2),
     ({'pattern': [2, 4], 'bits': 2, 'rule': 'ternary', 'tables': 0}, 2),
+    # Nor more than the rule has: 7 (8 + 3) / 8, 3 (2 + 2) / 4.
+    ({'pattern': [7, 8]}, 8),
+    ({'pattern': [3, 4], 'bits': 2, 'rule': 'ternary', 'tables': 0}, 2),
   ],
 )
 def test_the_dense_control_has_as_many_bytes(row, bits):

@@ -135,6 +135,8 @@ def test_what_is_split(plan):
   assert {path for path in after if halves.is_other(path)} == {
     f'other_half/{path}' for path in split_up
   }
+  # Off the device, as parameters are between steps.
+  assert all(isinstance(x, np.ndarray) for x in after.values())
   for path, x in before.items():
     if path not in split_up:
       np.testing.assert_array_equal(after[path], x)
@@ -274,6 +276,9 @@ def test_a_task_of_halves():
     assert (said, batch) == (name, 'batch')
     assert jax.tree.structure(given) == jax.tree.structure(params)
   assert own.embed is None
+  vectors = dataclasses.replace(task, embed=task.measure)
+  _, given, _ = halves.doubled(vectors, made).embed(made, 'batch')
+  assert jax.tree.structure(given) == jax.tree.structure(params)
 
 
 def made_shape(made, path):

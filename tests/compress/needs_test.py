@@ -25,6 +25,9 @@ NOT_CALIBRATED = (
 )
 AFFINE = {'do': 'simplify', 'norm': 'affine'}
 EXTRA, REVERSIBLE = {'model.extra_tokens': 2}, {'model.reversible': True}
+# One head of keys and values.
+SHARED = {'mixer.num_kv_heads': 1}
+CHOOSE = {'do': 'choose_units', 'budget': 0.5}
 PRUNE = {'do': 'prune', 'units': ['head'], 'ratio': 0.4}
 
 
@@ -104,19 +107,65 @@ def test_attention_needs_scores():
 @pytest.mark.parametrize('units', [['head'], ['mlp', 'head'], ['kv_group']])
 def test_attention_needs_the_heads_of_the_teacher(units):
   attention, prune = taught(attention=1.0), {**PRUNE, 'units': units}
-  check([attention, prune, taught(states=1.0)])
-  check([{**PRUNE, 'units': ['mlp']}, attention])
+  facts = SHARED if 'kv_group' in units else {}
+  check([attention, prune, taught(states=1.0)], facts)
+  check([{**PRUNE, 'units': ['mlp']}, attention], facts)
   with pytest.raises(ConfigError, match='step 1, train: heads have left'):
-    check([prune, attention])
+    check([prune, attention], facts)
 
 
 @pytest.mark.parametrize('units', [['head'], ['mlp', 'kv_group']])
 def test_the_policy_may_take_heads(units):
-  choose = {'do': 'choose_units', 'budget': 0.5, 'units': units}
-  check([{**choose, 'units': ['mlp']}, taught(attention=1.0)])
-  check([choose, taught(states=1.0)])
+  choose = {**CHOOSE, 'units': units}
+  facts = SHARED if 'kv_group' in units else {}
+  check([{**choose, 'units': ['mlp']}, taught(attention=1.0)], facts)
+  check([choose, taught(states=1.0)], facts)
   with pytest.raises(ConfigError, match='step 1, train: heads have left'):
-    check([choose, taught(attention=1.0)])
+    check([choose, taught(attention=1.0)], facts)
+
+
+@pytest.mark.parametrize(
+  ('row', 'words'),
+  [(PRUNE, 'nothing to prune of kind'), (CHOOSE, 'no layer of this model has')],
+  ids=str,
+)
+def test_units_that_no_layer_has(row, words):
+  """Found before anything is trained, and of the layers that are there."""
+  heads, groups = ({**row, 'units': [kind]} for kind in ('head', 'kv_group'))
+  check([heads])
+  check([groups], SHARED)
+  refused = [
+    ([groups], {}, 'full'),
+    ([heads], {}, 'performer'),
+    ([{'do': 'swap', 'mechanism': 'performer'}, heads], {}, 'full'),
+  ]
+  for rows, facts, mechanism in refused:
+    with pytest.raises(ConfigError, match=f'{row["do"]}: .*{words}'):
+      check(rows, facts, mechanism)
+  check([{**row, 'units': ['mlp']}], mechanism='performer')
+  swap = {'do': 'swap', 'mechanism': 'performer', 'layers': [0, 2]}
+  check([swap, heads])
+  with pytest.raises(ConfigError, match=words):
+    check([swap, {'do': 'drop_layers', 'keep': [0, 2]}, heads])
+
+
+def test_heads_that_share_keys_are_chosen_as_groups():
+  with pytest.raises(ConfigError, match="'head' that leave one by one"):
+    check([CHOOSE], SHARED)
+
+
+@pytest.mark.parametrize('length', [0, 1, 16])
+def test_rows_that_are_timed(length):
+  check([{**CHOOSE, 'length': length}])
+
+
+def test_rows_that_no_model_reads_are_not_timed():
+  with pytest.raises(ConfigError, match=r'length=17 ids .* reads 1 to 16'):
+    check([{**CHOOSE, 'length': 17}])
+  patches = {'model.front_end': 'patches', 'model.patch_size': 2}
+  check([{**CHOOSE, 'length': 4}], patches)
+  with pytest.raises(ConfigError, match=r'length=3 ids .* reads 4 to 16'):
+    check([{**CHOOSE, 'length': 3}], patches)
 
 
 def test_swapped_heads_are_counted():
