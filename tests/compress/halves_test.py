@@ -41,7 +41,9 @@ NETWORKS = {
   'full': lambda: network([layer(), layer(mlp_width=9)]),
   'performer': lambda: network([layer('performer', num_features=4)]),
   'pair': lambda: network([layer('local', window=3)], 'pair_classifier'),
-  'narrow': lambda: network([layer()], 'predictor', embedding_width=5),
+  'narrow': lambda: network(
+    [layer()], 'predictor', embedding_width=5, token_head='tied'
+  ),
 }
 
 
