@@ -26,8 +26,10 @@ def points() -> list[tuple[str, float, float, str]]:
     name = row['variant']
     if 'inputs' in name:
       continue
-    bits, _, way = name.partition(', ')
-    found.append((way or 'nearest', int(row['bytes']), row, bits))
+    bits, _, way = name.rpartition(', ')
+    if not bits:
+      bits, way = name, 'nearest'
+    found.append((way, int(row['bytes']), row, bits))
   for row in table.read(table.RESULTS / 'compress_mixed.csv'):
     is_policy = row['plan'] == 'policy'
     way = 'the policy, GPTQ' if is_policy else 'the same bits, GPTQ'

@@ -36,7 +36,9 @@ def _rounding(rows) -> list[str]:
     '(docs/plots/compress_frontier.svg)',
     '',
     'all-MiniLM-L6-v2, tables of 8 bits in all rows below the first; 4 and 3 '
-    'bits in tiles of 32 with the best clipping point.',
+    'bits in tiles of 32 with the best clipping point, 5 bits',
+    'and 2 weights of every 4 (GPTQ is SparseGPT there) in channels, at as '
+    'many bytes as 4 bits in tiles.',
     'Cosines and the share of equal nearest neighbours are of vectors of '
     'held-out sentences, beside those of the parent; the last',
     f"column is Spearman's rho x 100 on the {int(first['pairs']):,} pairs of "
