@@ -41,8 +41,20 @@ _FACTS = ('step', 'why', 'best', 'frontier', 'options')
 def choose_bits(
   step: recipe.ChooseBits, model: Compressed, place: Place
 ) -> Compressed:
-  """Codes of as many bits for each group as are best under the budget."""
+  """Codes of as many bits for each group as are best under the budget.
+
+  Raises:
+    ConfigError: no plan is within the budget.
+  """
   params = model.params
+  groups, grids = bits.groups(params), step.grids
+  whole = 4 * sum(_size(params, paths) for paths in groups.values())
+  fewest = bits.plan_of(
+    groups, dict.fromkeys(groups, str(min(step.choices))), grids
+  )
+  # Nothing is measured for a budget that no plan reaches.
+  least = bits.num_bytes(tensors.quantise(params, fewest))
+  policy.check(least, step.budget * whole)
   quantise = tensors.quantise
   if step.method == 'gptq':
     moments = places.moments(model, step.batches, place)
@@ -52,17 +64,13 @@ def choose_bits(
   def loss(rounded) -> float:
     return distance_of(model.config, tensors.dequantise(rounded))
 
-  groups, grids = bits.groups(params), step.grids
-  number = sum(_size(params, paths) for paths in groups.values())
   with place.console.heartbeat('measuring groups of matrices one by one'):
     options = bits.options(params, groups, grids, loss, quantise=quantise)
 
   def rounded(plan):
     return quantise(params, bits.plan_of(groups, plan, grids))
 
-  found = _search(
-    step, options, lambda plan: loss(rounded(plan)), 4 * number, place
-  )
+  found = _search(step, options, lambda plan: loss(rounded(plan)), whole, place)
   _write(step, options, found, place)
   return model._replace(params=rounded(found.best.plan))
 

@@ -79,6 +79,15 @@ class Outcome(NamedTuple):
   why: str
 
 
+def check(least: float, budget: float) -> None:
+  """Raises a ConfigError where even the least cost exceeds the budget."""
+  if not least <= budget:
+    raise ConfigError(
+      f'no plan is within the budget of {budget:,.6g}: the least is '
+      f'{least:,.6g}.\nAllow more, or smaller options.'
+    )
+
+
 def solve(
   groups: Mapping[str, Sequence[Option]],
   budget: float,
@@ -98,11 +107,7 @@ def solve(
     ConfigError: no plan is within the budget.
   """
   least = sum(min(o.cost for o in options) for options in groups.values())
-  if not least <= budget:
-    raise ConfigError(
-      f'no plan is within the budget of {budget:,.6g}: the least is '
-      f'{least:,.6g}.\nAllow more, or smaller options.'
-    )
+  check(least, budget)
   # What exceeds the least cost of each group, in bins. One for each group is
   # room for what rounding up adds.
   room = bins + len(groups)

@@ -102,7 +102,8 @@ class ChooseBits:
   """All matrices become codes, of bits that `policy` chooses.
 
   Attributes:
-    budget: of bytes of codes, as a share of those of float32.
+    budget: of bytes of codes and scales, as a share of those of float32; at
+      least (b + 32 / tile) / 32 with the fewest bits b of `choices`.
     choices: bits that a group of matrices may get.
     tile: inputs that share a scale.
     method: 'nearest' or 'gptq'.
@@ -128,6 +129,14 @@ class ChooseBits:
     checks.searched('choose_bits', self, ('tile', 'batches', 'max_trials'))
     if not self.choices or not {*self.choices} <= set(range(2, 9)):
       checks.refuse(f'choose_bits: choices={self.choices} have to be of 2 to 8')
+    # No matrix has fewer scales. 1e-9: a share may be given as a rounded one.
+    least = self._share(min(self.choices))
+    if self.budget < least * (1 - 1e-9):
+      checks.refuse(
+        f'choose_bits: budget={self.budget:g} is less than {least:.6g}, which '
+        f'{min(self.choices)} bits with a scale for each {self.tile} inputs '
+        'take everywhere. Allow more, fewer bits, or a larger tile'
+      )
 
   @property
   def grids(self) -> dict[str, Grid]:
@@ -139,12 +148,8 @@ class ChooseBits:
 
   @property
   def uniform(self) -> Round:
-    """The control: the same bits for all, as many as the budget allows.
-
-    Scales of float32 are 32 / tile bits of each number.
-    """
-    room = 32 * self.budget - 32 / self.tile
-    fitting = [bits for bits in self.choices if bits <= room]
+    """The control: the same bits for all, as many as the budget allows."""
+    fitting = [b for b in self.choices if self._share(b) <= self.budget]
     return Round(
       max(fitting, default=min(self.choices)),
       *('tile', self.tile),
@@ -153,3 +158,7 @@ class ChooseBits:
       method=self.method,
       batches=Round.batches if self.method == 'nearest' else self.batches,
     )
+
+  def _share(self, bits: int) -> float:
+    """Of the bytes of float32, with a scale of 32 bits for each whole tile."""
+    return (bits + 32 / self.tile) / 32

@@ -339,7 +339,7 @@ def test_bits_are_chosen_last():
 
 @pytest.mark.parametrize(
   ('budget', 'tile', 'bits'),
-  [(5 / 32, 32, 4), (5.9 / 32, 32, 4), (6 / 32, 32, 5), (0.02, 32, 2),
+  [(5 / 32, 32, 4), (5.9 / 32, 32, 4), (6 / 32, 32, 5), (3 / 32, 32, 2),
    (0.9, 32, 8), (6 / 32, 16, 4)],
 )  # fmt: skip
 def test_the_uniform_control_is_within_the_budget(budget, tile, bits):
@@ -348,6 +348,21 @@ def test_the_uniform_control_is_within_the_budget(budget, tile, bits):
     bits, 'tile', tile, rule='clip', tables=0, method='gptq', batches=8
   )
   assert step.uniform.grid == step.grids[str(bits)]
+
+
+@pytest.mark.parametrize(
+  ('row', 'least'),
+  [({'tile': 32}, 3 / 32), ({'tile': 32, 'choices': [6, 5]}, 6 / 32),
+   ({'tile': 12}, (2 + 32 / 12) / 32), ({'tile': 1}, 34 / 32)],
+)  # fmt: skip
+def test_a_budget_that_no_bits_reach(row, least):
+  row = {'do': 'choose_bits', **row}
+  budget = min(0.99, least - 1e-4)
+  wanted = rf'budget={budget:g} is less than {least:.6g}, which'
+  with pytest.raises(ConfigError, match=wanted):
+    recipe.read([{**row, 'budget': budget}])
+  if least < 1:
+    recipe.read([{**row, 'budget': least}])
 
 
 def test_what_was_chosen_is_read_again():
