@@ -152,23 +152,26 @@ def kept_layers(
   Raises:
     CheckpointError: the file does not say, or it is that of another model.
   """
-  kept = (tried(folder) or {}).get('kept')
+  kept = tried(folder).get('kept')
   is_row = isinstance(kept, list) and all(type(x) is int for x in kept)
   if not (is_row and len(kept) == after and _is_rising([-1, *kept, before])):
-    raise _damaged(folder, f'which {after} of {before} layers were kept')
+    which = f'which {after} of {before} layers were kept'
+    raise _damaged(folder, f'does not say {which}')
   return tuple(kept)
 
 
-def tried(folder: pathlib.Path) -> dict[str, Any] | None:
-  """What a step in this folder left of its search, None if it left nothing.
+def tried(folder: pathlib.Path) -> dict[str, Any]:
+  """What a finished step in this folder left of its search.
 
   Raises:
-    CheckpointError: the file is damaged.
+    CheckpointError: the file is missing or damaged.
   """
   found = durable.read_json(folder / SEARCH)
-  for name in _FACTS if found is not None else ():
+  if found is None:
+    raise _damaged(folder, 'is missing')
+  for name in _FACTS:
     if name not in found:
-      raise _damaged(folder, f'{name!r} of the search')
+      raise _damaged(folder, f'does not say {name!r} of the search')
   return found
 
 
@@ -178,7 +181,7 @@ def _is_rising(numbers):
 
 def _damaged(folder, what):
   return errors.CheckpointError(
-    f'{folder / SEARCH} does not say {what}.\nPut an intact copy back, or '
+    f'{folder / SEARCH} {what}.\nPut an intact copy back, or '
     f'remove {folder} and the folders of the steps after it to choose again.'
   )
 

@@ -123,13 +123,16 @@ def _timed(parent, small):
 def searches(
   rows: Sequence[recipe.Step], folder: pathlib.Path
 ) -> list[dict[str, Any]]:
-  """What the policy has tried, see `choices`, in each step that left it one.
+  """What the policy has tried, see `choices`, in each step that asked it.
 
   Raises:
     CheckpointError: see `choices.tried`.
   """
-  found = [choices.tried(place) for place in pipeline.folders(rows, folder)]
-  return [own for own in found if own is not None]
+  return [
+    choices.tried(place)
+    for step, place in zip(rows, pipeline.folders(rows, folder), strict=True)
+    if isinstance(step, recipe.ChooseBits | recipe.ChooseUnits)
+  ]
 
 
 def plan(model: Compressed) -> list[dict[str, Any]]:
