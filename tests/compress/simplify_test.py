@@ -69,9 +69,10 @@ def check_exact(model):
   config, params = simplify.swap_norm(model.config, model.params, 'rms')
   assert config.model.norm == 'rms'
   assert not biases(params)
-  expected = model.outputs()
+  # The variance of the norm that centres is E x^2 - (E x)^2, which loses bits
+  # to these means; a norm that is another function is off by more than 1e-3.
   np.testing.assert_allclose(
-    model.outputs(config, params), expected, rtol=1e-5, atol=1e-5
+    model.outputs(config, params), model.outputs(), rtol=1e-5, atol=5e-5
   )
   return config, params
 
